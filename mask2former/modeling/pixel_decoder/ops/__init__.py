@@ -1,0 +1,1 @@
+"""Multi-scale deformable attention: one function, several back ends, and the module around it."""
