@@ -34,4 +34,6 @@ def relative_error(actual: Any, expected: np.ndarray) -> float:
     actual = np.asarray(actual, dtype=np.float64)
     expected = np.asarray(expected, dtype=np.float64)
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
-    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12)) if expected.size else 0.0
+    return (
+        float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12)) if expected.size else 0.0
+    )

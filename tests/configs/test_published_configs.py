@@ -19,7 +19,8 @@ from tests.reference import DATA
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 PROJECTS = {
-    name: json.loads((DATA / "configs" / f"{name}.json").read_text()) for name in ("DVIS", "MinVIS", "Mask2Former")
+    name: json.loads((DATA / "configs" / f"{name}.json").read_text())
+    for name in ("DVIS", "MinVIS", "Mask2Former")
 }
 
 # Intended differences, and why.
