@@ -1,0 +1,1 @@
+"""Logging, communication between processes, events, files and other helpers."""
