@@ -1,0 +1,197 @@
+"""Configuration keys of the video models: each once, with default, unit and meaning; and how a file is loaded.
+
+Names and defaults that DVIS published are kept, so a published YAML loads as it is. ``(ours)`` marks new keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+from mask2former.config import add_maskformer2_config
+
+__all__ = ["add_dvis_config", "load_config"]
+
+
+def add_dvis_config(cfg: CN) -> None:
+    """Add the keys of the video models, in place, after those of DeepLab and Mask2Former.
+
+    Args:
+        cfg: detectron2's defaults plus ``add_deeplab_config`` and ``add_maskformer2_config``.
+    """
+    _add_data(cfg)
+    _add_input(cfg)
+    _add_tracker(cfg)
+    _add_refiner(cfg)
+    _add_inference(cfg)
+    # Seed of every random generator; negative: a different one in each run.
+    cfg.SEED = 42
+
+
+def _add_data(cfg: CN) -> None:
+    # One entry per training (test) set: how it is read - video_instance, video_panoptic, video_semantic,
+    # image_instance, image_panoptic (images become pseudo videos).
+    cfg.DATASETS.DATASET_TYPE = ["video_instance"]
+    cfg.DATASETS.DATASET_TYPE_TEST = ["video_instance"]
+    # Share of each training set in the mix.
+    cfg.DATASETS.DATASET_RATIO = [1.0]
+    # Whether a set's categories are mapped to those of the last training set.
+    cfg.DATASETS.DATASET_NEED_MAP = [False]
+
+
+def _add_input(cfg: CN) -> None:
+    # Frames per training clip, and the largest distance (frames) of a sampled frame to the clip's key frame.
+    cfg.INPUT.SAMPLING_FRAME_NUM = 2
+    cfg.INPUT.SAMPLING_FRAME_RANGE = 20
+    # Share of a data set's videos from which clips are sampled, and whether a clip's frames are shuffled.
+    cfg.INPUT.SAMPLING_FRAME_RATIO = 1.0
+    cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
+    # Whether clips are also played backwards, at random.
+    cfg.INPUT.REVERSE_AGU = False
+    # Further augmentations of videos: brightness, contrast, rotation, saturation.
+    cfg.INPUT.AUGMENTATIONS = []
+    # Large-scale jitter of clips: side of the square output (pixels), range of the random scale.
+    cfg.INPUT.LSJ_AUG = CN({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+    # (ours) An object's class is that of the frames where it is visible. True restores the published DVIS, which
+    # takes the last frame's: an object that is not visible there is then trained as "no object".
+    cfg.INPUT.LABEL_FROM_LAST_FRAME = False
+
+    # Pseudo videos, made from one image by augmenting it once per frame.
+    cfg.INPUT.PSEUDO = CN()
+    cfg.INPUT.PSEUDO.AUGMENTATIONS = ["rotation"]
+    # Lengths of the shorter side (pixels), longest side, and how one is chosen.
+    cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768]
+    cfg.INPUT.PSEUDO.MAX_SIZE_TRAIN = 768
+    cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN_SAMPLING = "choice_by_clip"
+    # Random crop, as INPUT.CROP.
+    cfg.INPUT.PSEUDO.CROP = CN({"ENABLED": False, "TYPE": "absolute_range", "SIZE": [384, 600]})
+
+
+def _add_tracker(cfg: CN) -> None:
+    cfg.MODEL.TRACKER = CN()
+    # Blocks of referring cross attention, self attention and feed-forward.
+    cfg.MODEL.TRACKER.DECODER_LAYERS = 6
+
+
+def _add_refiner(cfg: CN) -> None:
+    cfg.MODEL.REFINER = CN()
+    # Blocks of temporal, object and cross attention.
+    cfg.MODEL.REFINER.DECODER_LAYERS = 6
+
+
+def _add_inference(cfg: CN) -> None:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    # What is made of a video: vis (instances), vps (panoptic), vss (semantic).
+    test.TASK = "vis"
+    # VIS: number of best (query, class) pairs in the result.
+    test.MAX_NUM = 20
+    # Frames that pass through the segmenter together. More is faster and needs more memory; results do not
+    # depend on it, unless the refiner works per window.
+    test.WINDOW_SIZE = 3
+    # Published switch between windows and the whole video at once. Kept so that published files load; frames
+    # always pass in windows, which gives the same results.
+    test.WINDOW_INFERENCE = False
+    # (ours) What the refiner of the offline model sees: the whole "video" (offline), or each "window" of
+    # WINDOW_SIZE frames (semi-online).
+    test.REFINE_OVER = "video"
+    # (ours) Host memory (GB) for what is kept of a video until its masks are made; beyond it, a temporary file
+    # below SPILL_DIR (empty: the system's folder). Results do not depend on it.
+    test.MAX_MEMORY_GB = 8.0
+    test.SPILL_DIR = ""
+    # (ours) Memory of the GPU (GB) that is used first for the same purpose.
+    test.MAX_DEVICE_MEMORY_GB = 1.0
+    # (ours) Keep it in half precision: half the memory, and pixels on the borders of masks may change.
+    test.HALF_PRECISION_STORE = False
+    # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list with one
+    # COCO run-length code per frame), which needs a hundredth of the memory.
+    test.MASK_FORMAT = "bitmask"
+
+
+def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = ()) -> CN:
+    """Return the resolved configuration: detectron2's defaults, all project keys, the file, the overrides.
+
+    Args:
+        path: a YAML file; ``_BASE_`` in it is one path or a list of paths, relative to the file. None: defaults.
+        overrides: ``key, value, key, value, ...`` as on the command line; values may be text.
+
+    Raises:
+        FileNotFoundError: if the file or one of its bases is missing.
+        KeyError: if a key is unknown; names the file, the key and the nearest valid key.
+        ValueError: if a file is not valid YAML, a value has the wrong type, or ``overrides`` are not pairs.
+    """
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_maskformer2_config(cfg)
+    add_dvis_config(cfg)
+    if path is not None:
+        _check_file(Path(path), cfg, ())
+        try:
+            cfg.merge_from_file(str(path), allow_unsafe=False)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"config {path}: {error}") from error
+    _merge_overrides(cfg, list(overrides))
+    return cfg
+
+
+def _check_file(path: Path, cfg: CN, parents: tuple[Path, ...]) -> None:
+    """Check that a file and its bases exist, are mappings and hold known keys only."""
+    origin = f" (a _BASE_ of {parents[-1]})" if parents else ""
+    if not path.is_file():
+        raise FileNotFoundError(f"config {path}{origin}: no such file")
+    if path.resolve() in parents:
+        raise ValueError(f"config {path}{origin}: the files are bases of each other")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path}{origin}: not valid YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"config {path}{origin}: expected `KEY: value` lines, got {type(content).__name__}")
+    bases = content.get("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        _check_file(path.parent / Path(base).expanduser(), cfg, (*parents, path.resolve()))
+    valid = dict(_flatten(cfg))
+    for key, value in _flatten(content):
+        if key == "_BASE_" or key in valid:
+            continue
+        if any(name.startswith(f"{key}.") for name in valid):
+            if value != {}:
+                raise ValueError(f"config {path}{origin}: {key} is a group of keys, got the value {value!r}")
+            continue
+        raise KeyError(f"config {path}{origin}: unknown key {key}{_suggestion(key, valid)}")
+
+
+def _merge_overrides(cfg: CN, overrides: list[Any]) -> None:
+    if len(overrides) % 2:
+        raise ValueError(f"overrides must be pairs of key and value, got {len(overrides)} items: {overrides}")
+    valid = dict(_flatten(cfg))
+    for key, value in zip(overrides[0::2], overrides[1::2], strict=True):
+        if key not in valid:
+            raise KeyError(f"override: unknown key {key}{_suggestion(str(key), valid)}")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"override {key}={value!r}: {error}") from error
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``("A.B.C", value)`` for every value of a tree of mappings."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _suggestion(key: str, valid: Mapping[str, Any]) -> str:
+    """Return ``; did you mean A.B.C?`` with the valid key nearest to ``key``, or nothing."""
+    same_leaf = [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    nearest = difflib.get_close_matches(key, same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.6)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
