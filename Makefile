@@ -1,0 +1,55 @@
+# make demo    everything from an empty machine to an overlay video
+# make test    lint, types and the default tests
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+export DETECTRON2_DATASETS ?= datasets
+DEMO := output/demo
+
+.PHONY: help install ops demo test lint test-slow test-gpu clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# constraints.txt pins the versions that the tests are run with.
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+# make install    virtual environment in .venv with all dependencies
+install: $(VENV)/.installed
+
+# make ops    compile the deformable attention op where a compiler is at hand (optional)
+ops: install
+	PYTHON=$(abspath $(RUN)) sh mask2former/modeling/pixel_decoder/ops/make.sh
+
+# make lint    ruff and mypy
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+test: lint
+	$(RUN) -m pytest
+
+# make test-slow    the tests marked slow
+test-slow: install
+	$(RUN) -m pytest -m "slow and not gpu"
+
+# make test-gpu    the tests marked gpu
+test-gpu: install ops
+	$(RUN) -m pytest -m gpu
+
+demo: install ops
+	$(RUN) datasets/generate_toy.py --output $(DETECTRON2_DATASETS)/toy
+	$(RUN) train_net_video.py --config-file configs/toy/MinVIS_toy.yaml --resume OUTPUT_DIR $(DEMO)
+	$(RUN) train_net_video.py --config-file configs/toy/MinVIS_toy.yaml --eval-only \
+		OUTPUT_DIR $(DEMO) MODEL.WEIGHTS $(DEMO)/model_final.pth
+	$(RUN) demo/demo.py --config-file configs/toy/MinVIS_toy.yaml \
+		--input "$$(ls -d $(DETECTRON2_DATASETS)/toy/val/JPEGImages/* | head -n 1)" \
+		--output $(DEMO)/overlay.mp4 --opts MODEL.WEIGHTS $(DEMO)/model_final.pth
+
+# make clean    remove the virtual environment and what make demo wrote (not the data)
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,25 @@
+"""What the command-line programs share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["clear_errors"]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End the program with one ``error:`` line, exit code 2, where the user's input is at fault.
+
+    To be put around the reading of configurations, data and weights, whose errors name the file and the key;
+    never around computation, where a traceback is what helps.
+    """
+    try:
+        yield
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        # str() of a KeyError is the repr of its message, and of an OSError begins with its number.
+        message = error.args[0] if len(error.args) == 1 else error
+        sys.stderr.write(f"error: {message}\n")
+        raise SystemExit(2) from error

@@ -1,0 +1,59 @@
+"""Start-up of one process, several on one machine, or several machines."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """Run ``main(args)`` in every process that is asked for.
+
+    Under ``torchrun`` (its variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` are set) this process is one of
+    them already and joins the others; otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on each
+    of ``args.num_machines`` machines. Without CUDA the processes compute on the CPU and talk through gloo.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    use_cuda = torch.cuda.is_available()
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    try:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        comm.synchronize()
+        return main(args)
+    finally:
+        dist.destroy_process_group()
+
+
+def use_available_device(cfg: CfgNode) -> None:
+    """Fall back to the CPU in place, with one line that says so, if the configuration wants CUDA in vain.
+
+    Mixed precision goes with it: float16 autocast is a matter of CUDA.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return
+    amp = " and SOLVER.AMP.ENABLED to False" if cfg.SOLVER.AMP.ENABLED else ""
+    logger.warning("No CUDA device: running on the CPU. Set MODEL.DEVICE to 'cpu'%s.", amp)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SOLVER.AMP.ENABLED = False
