@@ -1,0 +1,1 @@
+"""Data sets, clip sampling, augmentation and loaders."""

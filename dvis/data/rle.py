@@ -1,0 +1,135 @@
+"""Run-length codes of masks in all published forms; a thin, checking layer over pycocotools.
+
+A code is ``{"size": [h, w], "counts": bytes or str}``, column-major, the first run counts zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+Rle = dict[str, Any]
+
+# pycocotools 2.0.11 overflows a uint8 under numpy 2 when asked for the areas of more codes than this.
+_MAX_CODES_PER_CALL = 255
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> Rle | None:
+    """Turn any published form of one frame's mask into a compressed code.
+
+    Polygons with fewer than three points or an odd number of values are dropped.
+
+    Args:
+        segmentation: compressed or uncompressed code, list of polygons, or ``None``.
+        height: frame height in pixels, used for polygons.
+        width: frame width in pixels, used for polygons.
+
+    Returns:
+        The code, or ``None`` where there is no mask or no polygon is left.
+
+    Raises:
+        ValueError: if the form is unknown or uncompressed runs do not fill their size. The runs of
+            compressed codes are not looked at; use `check_rle`.
+
+    Source: YouTube-VIS, OVIS and COCO annotation formats.
+    """
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
+        return mask_utils.merge(mask_utils.frPyObjects(polygons, height, width)) if polygons else None
+    if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
+        raise ValueError(
+            f"a mask is null, polygons or a dict of 'size' and 'counts', not {segmentation!s:.80}"
+        )
+    if not isinstance(segmentation["counts"], list):
+        return dict(segmentation)
+    _check_runs(np.asarray(segmentation["counts"]), segmentation["size"])
+    height, width = segmentation["size"]
+    return mask_utils.frPyObjects(dict(segmentation), height, width)
+
+
+def check_rle(rle: Rle) -> None:
+    """Raise ``ValueError`` unless a compressed code is well formed and fills its size exactly.
+
+    pycocotools does not do this: a truncated code decodes to whatever was in memory.
+    """
+    _check_runs(run_lengths(rle["counts"]), rle["size"])
+
+
+def run_lengths(counts: bytes | str) -> NDArray[np.int64]:
+    """Decode the text of a compressed code into its run lengths.
+
+    Each run is a little-endian group of five-bit digits with a continuation flag, sign-extended; from the
+    fourth run on the text holds the difference to the run before the previous one.
+
+    Raises:
+        ValueError: for characters outside of the code's alphabet or a last run that is cut off.
+
+    Source: COCO compressed run-length format.
+    """
+    raw = counts.encode("latin-1", errors="replace") if isinstance(counts, str) else counts
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    if not len(digits):
+        return digits
+    if digits.min() < 0 or digits.max() > 63:
+        raise ValueError("the run-length text has characters outside of its alphabet")
+    last = (digits & 0x20) == 0
+    if not last[-1]:
+        raise ValueError("the run-length text is cut off in the middle of a run")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 11:
+        raise ValueError("the run-length text has a run that is longer than any image")
+    values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
+    negative = (digits[ends] & 0x10) != 0
+    values -= np.where(negative, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def rle_areas(rles: Sequence[Rle]) -> NDArray[np.float64]:
+    """Number of pixels of each code."""
+    chunks = [
+        mask_utils.area(list(rles[i : i + _MAX_CODES_PER_CALL]))
+        for i in range(0, len(rles), _MAX_CODES_PER_CALL)
+    ]
+    return np.concatenate(chunks).astype(np.float64) if chunks else np.zeros(0)
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> Rle:
+    """Compress one ``H W`` mask; ``counts`` is text, ready for JSON."""
+    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(size) for size in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: Rle) -> NDArray[np.bool_]:
+    """Expand a compressed code to an ``H W`` mask.
+
+    Raises:
+        ValueError: if the code is broken or does not fill its size.
+    """
+    check_rle(rle)
+    return mask_utils.decode(rle).astype(bool)
+
+
+def _is_polygon(polygon: Any) -> bool:
+    if not isinstance(polygon, Sequence) or isinstance(polygon, str):
+        raise ValueError(f"a polygon is a list of x, y, x, y, ..., not {polygon!s:.80}")
+    return len(polygon) % 2 == 0 and len(polygon) >= 6
+
+
+def _check_runs(runs: NDArray[Any], size: Sequence[int]) -> None:
+    height, width = size
+    if not np.issubdtype(runs.dtype, np.number) or (runs < 0).any():
+        raise ValueError("the run lengths are not non-negative numbers")
+    if runs.sum() != height * width:
+        raise ValueError(
+            f"the runs cover {runs.sum()} pixels, the size {height} x {width} has {height * width}"
+        )
