@@ -1,6 +1,7 @@
-"""Configuration keys of the video models: each once, with default, unit and meaning; and how a file is loaded.
+"""Configuration keys of the video models, each once with default, unit and meaning; how a file is loaded.
 
-Names and defaults that DVIS published are kept, so a published YAML loads as it is. ``(ours)`` marks new keys.
+Names and defaults that DVIS published are kept, so a published YAML loads as it is. ``(ours)`` marks new
+keys.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _add_data(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # Frames per training clip, and the largest distance (frames) of a sampled frame to the clip's key frame.
+    # Frames per training clip, and the largest distance (frames) of a sampled frame to the clip's key
+    # frame.
     cfg.INPUT.SAMPLING_FRAME_NUM = 2
     cfg.INPUT.SAMPLING_FRAME_RANGE = 20
     # Share of a data set's videos from which clips are sampled, and whether a clip's frames are shuffled.
@@ -60,8 +62,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.AUGMENTATIONS = []
     # Large-scale jitter of clips: side of the square output (pixels), range of the random scale.
     cfg.INPUT.LSJ_AUG = CN({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
-    # (ours) An object's class is that of the frames where it is visible. True restores the published DVIS, which
-    # takes the last frame's: an object that is not visible there is then trained as "no object".
+    # (ours) An object's class is that of the frames where it is visible. True restores the published DVIS,
+    # which takes the last frame's: an object that is not visible there is then trained as "no object".
     cfg.INPUT.LABEL_FROM_LAST_FRAME = False
 
     # Pseudo videos, made from one image by augmenting it once per frame.
@@ -79,12 +81,40 @@ def _add_tracker(cfg: CN) -> None:
     cfg.MODEL.TRACKER = CN()
     # Blocks of referring cross attention, self attention and feed-forward.
     cfg.MODEL.TRACKER.DECODER_LAYERS = 6
+    # (ours) How a frame's queries are put in the order of the previous frame's: "inverse" indexes with the
+    # inverse of the assignment, as the published DVIS (its weights were trained so); "forward" with the
+    # assignment itself, as MinVIS and DVIS++.
+    cfg.MODEL.TRACKER.MATCHING = "inverse"
+    # (ours) What each frame's running output starts from (paper, table 6): "zero", the "previous" frame's
+    # output, the frame's "segmenter" queries, or these after being "matched" to the previous frame's.
+    cfg.MODEL.TRACKER.INITIAL_VALUE = "matched"
+    # (ours) Query of the cross attention (paper, table 7): "referring", the previous frame's output;
+    # "standard", the running output itself.
+    cfg.MODEL.TRACKER.CROSS_ATTENTION = "referring"
+    # (ours) Share of the schedule in which the tracker's objects are assigned by the segmenter's
+    # predictions (paper, equation 4) instead of its own.
+    cfg.MODEL.TRACKER.GUIDED_FRACTION = 0.5
+    # (ours) True restores the published DVIS, where objects that appear in different frames may be
+    # assigned to one and the same query.
+    cfg.MODEL.TRACKER.SHARED_QUERIES = False
 
 
 def _add_refiner(cfg: CN) -> None:
     cfg.MODEL.REFINER = CN()
     # Blocks of temporal, object and cross attention.
     cfg.MODEL.REFINER.DECODER_LAYERS = 6
+    # (ours) Components (paper, table 8): attention over all frames of an object, convolutions over
+    # neighbouring frames, attention among the objects of a frame, attention to the frame's queries,
+    # learned weights over time (otherwise the mean) of the query that is classified. A component that is
+    # off has no parameters.
+    cfg.MODEL.REFINER.TIME_ATTENTION = True
+    cfg.MODEL.REFINER.TIME_CONV = True
+    cfg.MODEL.REFINER.OBJECT_ATTENTION = True
+    cfg.MODEL.REFINER.CROSS_ATTENTION = True
+    cfg.MODEL.REFINER.CLASS_WEIGHTING = True
+    # (ours) Share of the schedule in which the refiner's objects are assigned by the tracker's predictions
+    # (paper, equation 7) instead of its own.
+    cfg.MODEL.REFINER.GUIDED_FRACTION = 0.5
 
 
 def _add_inference(cfg: CN) -> None:
@@ -96,22 +126,22 @@ def _add_inference(cfg: CN) -> None:
     # Frames that pass through the segmenter together. More is faster and needs more memory; results do not
     # depend on it, unless the refiner works per window.
     test.WINDOW_SIZE = 3
-    # Published switch between windows and the whole video at once. Kept so that published files load; frames
-    # always pass in windows, which gives the same results.
+    # Published switch between windows and the whole video at once. Kept so that published files load;
+    # frames always pass in windows, which gives the same results.
     test.WINDOW_INFERENCE = False
     # (ours) What the refiner of the offline model sees: the whole "video" (offline), or each "window" of
     # WINDOW_SIZE frames (semi-online).
     test.REFINE_OVER = "video"
-    # (ours) Host memory (GB) for what is kept of a video until its masks are made; beyond it, a temporary file
-    # below SPILL_DIR (empty: the system's folder). Results do not depend on it.
+    # (ours) Host memory (GB) for what is kept of a video until its masks are made; beyond it, a temporary
+    # file below SPILL_DIR (empty: the system's folder). Results do not depend on it.
     test.MAX_MEMORY_GB = 8.0
     test.SPILL_DIR = ""
     # (ours) Memory of the GPU (GB) that is used first for the same purpose.
     test.MAX_DEVICE_MEMORY_GB = 1.0
     # (ours) Keep it in half precision: half the memory, and pixels on the borders of masks may change.
     test.HALF_PRECISION_STORE = False
-    # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list with one
-    # COCO run-length code per frame), which needs a hundredth of the memory.
+    # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list
+    # with one COCO run-length code per frame), which needs a hundredth of the memory.
     test.MASK_FORMAT = "bitmask"
 
 
@@ -119,7 +149,8 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
     """Return the resolved configuration: detectron2's defaults, all project keys, the file, the overrides.
 
     Args:
-        path: a YAML file; ``_BASE_`` in it is one path or a list of paths, relative to the file. None: defaults.
+        path: a YAML file; ``_BASE_`` in it is one path or a list of paths, relative to the file. None:
+            defaults.
         overrides: ``key, value, key, value, ...`` as on the command line; values may be text.
 
     Raises:
