@@ -1,0 +1,369 @@
+"""What all video models share: preprocessing, targets, weighted losses, frozen parts, and the way to the engine.
+
+Letters: B videos, T frames, Q queries, K classes, H W pixels of the padded input.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_backbone, build_sem_seg_head
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from dvis.inference.engine import InferenceEngine, Prediction, PreparedFrames, StreamState
+from dvis.inference.postprocess import TASKS, FrameSizes, PostprocessSettings, postprocess
+from dvis.inference.store import StoreSettings
+from dvis.modeling.segmenter import segment_frames
+from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
+from dvis.modeling.targets import clip_targets
+from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.matcher import HungarianMatcher
+
+__all__ = ["InferenceSettings", "VideoModel"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a model runs on a video; ``MODEL.MASK_FORMER.TEST.*``.
+
+    Attributes:
+        task: ``vis``, ``vps`` or ``vss``.
+        window_size: frames that are segmented together.
+        refine_over: what the refiner sees, ``video`` or ``window``.
+        postprocess: what is kept of a video.
+        store: memory budgets.
+    """
+
+    task: str = "vis"
+    window_size: int = 3
+    refine_over: str = "video"
+    postprocess: PostprocessSettings = PostprocessSettings()
+    store: StoreSettings = StoreSettings()
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"MODEL.MASK_FORMER.TEST.TASK is {self.task!r}; allowed are {', '.join(TASKS)}")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> InferenceSettings:
+        test = cfg.MODEL.MASK_FORMER.TEST
+        return cls(
+            task=test.TASK,
+            window_size=test.WINDOW_SIZE,
+            refine_over=test.REFINE_OVER,
+            postprocess=PostprocessSettings(
+                max_num=test.MAX_NUM,
+                mask_format=test.MASK_FORMAT,
+                object_threshold=test.OBJECT_MASK_THRESHOLD,
+                overlap_threshold=test.OVERLAP_THRESHOLD,
+            ),
+            store=StoreSettings(
+                max_device_gb=test.MAX_DEVICE_MEMORY_GB,
+                max_host_gb=test.MAX_MEMORY_GB,
+                spill_dir=test.SPILL_DIR,
+                half_precision=test.HALF_PRECISION_STORE,
+            ),
+        )
+
+
+class VideoModel(nn.Module):
+    """Base of the meta-architectures: a segmenter, and what a subclass adds to link and refine.
+
+    A subclass names its further parts in the constructor, freezes what it does not train (:meth:`freeze`), and
+    implements :meth:`losses` and :meth:`link`; one that refines also :meth:`refine` and sets ``refines``.
+
+    Input is a list with one dict per video: ``image``: T tensors ``3 height width``, uint8 or float, channels as
+    in the configuration; ``height`` and ``width`` of the result (default: of the images); in training ``instances``:
+    T ``Instances`` with ``gt_ids``, ``gt_classes``, ``gt_masks``; at inference ``keep``: true to continue the stream
+    of the previous call. Output at inference: one dict per video, see ``dvis.inference.postprocess``.
+    """
+
+    refines = False
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: nn.Module,
+        loss_weights: Mapping[str, float],
+        num_classes: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        inference: InferenceSettings,
+        metadata: Any = None,
+        label_from_last_frame: bool = False,
+    ) -> None:
+        """
+        Args:
+            backbone: a detectron2 backbone.
+            sem_seg_head: ``MaskFormerHead``.
+            criterion: ``SetCriterion``.
+            loss_weights: weight per loss name without the number of an auxiliary layer.
+            num_classes: K, without "no object".
+            pixel_mean: per channel, in the order and scale of the input.
+            pixel_std: likewise.
+            size_divisibility: sides of the input are padded to a multiple; negative: the backbone's own.
+            inference: how a video is processed and what is kept of it.
+            metadata: of the data set; tells things from stuff for panoptic results.
+            label_from_last_frame: see ``clip_targets``.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.loss_weights = dict(loss_weights)
+        self.num_classes = num_classes
+        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.inference = inference
+        self.metadata = metadata
+        self.label_from_last_frame = label_from_last_frame
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self._frozen: tuple[str, ...] = ()
+        # For `keep` in the input, a published habit. New code holds the state itself: see InferenceEngine.
+        self._last_stream: StreamState | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        settings = cfg.MODEL.MASK_FORMER
+        backbone = build_backbone(cfg)
+        sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
+        loss_weights = {
+            "loss_ce": settings.CLASS_WEIGHT,
+            "loss_mask": settings.MASK_WEIGHT,
+            "loss_dice": settings.DICE_WEIGHT,
+        }
+        matcher = HungarianMatcher(
+            cost_class=settings.CLASS_WEIGHT,
+            cost_mask=settings.MASK_WEIGHT,
+            cost_dice=settings.DICE_WEIGHT,
+            num_points=settings.TRAIN_NUM_POINTS,
+        )
+        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        return {
+            "backbone": backbone,
+            "sem_seg_head": sem_seg_head,
+            "criterion": SetCriterion(
+                num_classes,
+                matcher=matcher,
+                weight_dict=loss_weights,
+                eos_coef=settings.NO_OBJECT_WEIGHT,
+                num_points=settings.TRAIN_NUM_POINTS,
+                oversample_ratio=settings.OVERSAMPLE_RATIO,
+                importance_sample_ratio=settings.IMPORTANCE_SAMPLE_RATIO,
+            ),
+            "loss_weights": loss_weights,
+            "num_classes": num_classes,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": settings.SIZE_DIVISIBILITY,
+            "inference": InferenceSettings.from_config(cfg),
+            "metadata": _metadata((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)),
+            "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
+        }
+
+    # What a subclass provides.
+
+    def losses(self, frames: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the unweighted losses of a batch of clips.
+
+        Args:
+            frames: normalised and padded, ``B T 3 H W``.
+            targets: per clip, see ``clip_targets``.
+        """
+        raise NotImplementedError
+
+    def link(self, segmented: SegmenterOutput, state: Any | None) -> tuple[LinkedOutput, Any]:
+        """Link frames; see ``dvis.inference.engine.Linker``."""
+        raise NotImplementedError
+
+    def refine(self, queries: Tensor, frame_queries: Tensor) -> RefinedOutput:
+        """Refine linked objects; see ``dvis.inference.engine.Refiner``."""
+        raise NotImplementedError(f"{type(self).__name__} does not refine")
+
+    # Frozen parts.
+
+    def freeze(self, *names: str) -> None:
+        """Give the sub-modules of these names no gradient and eval mode, whatever mode the model is in."""
+        self._frozen = (*self._frozen, *names)
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> VideoModel:
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    # The common path.
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Return weighted losses in training mode, otherwise one result per video; see the class."""
+        if not self.training:
+            if len(batched_inputs) > 1 and any(video.get("keep", False) for video in batched_inputs):
+                raise ValueError("`keep` continues one stream: give one video per call")
+            return [self._infer(video) for video in batched_inputs]
+        frames = self.preprocess(batched_inputs)
+        targets = self.prepare_targets(batched_inputs, (frames.shape[-2], frames.shape[-1]))
+        return self.weigh(self.losses(frames, targets))
+
+    def segment(
+        self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False
+    ) -> SegmenterOutput:
+        """Segment ``B T 3 H W``; a frozen segmenter leaves nothing for a backward pass."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self._frozen):
+            return segment_frames(
+                self.backbone, self.sem_seg_head, frames, with_masks=with_masks, with_aux=with_aux
+            )
+
+    def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Normalise the frames of clips of one length and pad them to one size: ``B T 3 H W``.
+
+        Raises:
+            ValueError: if a clip has no frame, or clips differ in length; names the video.
+        """
+        lengths = {len(video["image"]) for video in batched_inputs}
+        if len(lengths) != 1 or 0 in lengths:
+            found = ", ".join(
+                f"{len(v['image'])} ({_name_of(v, i)})" for i, v in enumerate(batched_inputs)
+            )
+            raise ValueError(f"the clips of a batch must have the same number of frames, at least 1; got {found}")
+        frames = self._normalize([frame for video in batched_inputs for frame in video["image"]])
+        return frames.unflatten(0, (len(batched_inputs), -1))
+
+    def prepare_targets(
+        self, batched_inputs: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        """Targets of each clip, see ``clip_targets``.
+
+        Raises:
+            ValueError: for annotations that do not fit; names the video and the frame.
+        """
+        targets = []
+        for i, video in enumerate(batched_inputs):
+            try:
+                targets.append(
+                    clip_targets(
+                        video["instances"],
+                        padded_size,
+                        self.num_classes,
+                        device=self.device,
+                        label_from_last_frame=self.label_from_last_frame,
+                    )
+                )
+            except ValueError as error:
+                raise ValueError(f"{_name_of(video, i)}: {error}") from error
+        return targets
+
+    def weigh(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Multiply each loss by the weight of its kind; ``loss_ce_3`` is the ``loss_ce`` of auxiliary layer 3."""
+        return {
+            name: loss * self.loss_weights[name.rstrip("0123456789").rstrip("_")]
+            for name, loss in losses.items()
+        }
+
+    def engine(self) -> InferenceEngine:
+        """The inference engine of this model; cheap to make, and without any state."""
+        return InferenceEngine(
+            prepare=self.prepare,
+            segment=self.segment,
+            link=self.link,
+            refine=self.refine if self.refines else None,
+            refine_over=self.inference.refine_over,
+            window_size=self.inference.window_size,
+            store=self.inference.store,
+        )
+
+    def prepare(self, frames: Sequence[Tensor]) -> PreparedFrames:
+        """Normalise and pad the frames of a window, ``3 height width`` each."""
+        return PreparedFrames(self._normalize(frames)[None], (frames[0].shape[-2], frames[0].shape[-1]))
+
+    def postprocess(
+        self, prediction: Prediction, output_size: tuple[int, int], **changes: Any
+    ) -> dict[str, Any]:
+        """Make the configured task's result, see ``dvis.inference.postprocess.postprocess``.
+
+        Args:
+            prediction: of a video or of a frame of a stream.
+            output_size: (height, width) of the result.
+            **changes: fields of ``PostprocessSettings`` that replace the configured ones.
+        """
+        settings = self.inference.postprocess
+        if self.inference.task == "vps":
+            settings = replace(settings, thing_classes=self.thing_classes())
+        return postprocess(
+            self.inference.task,
+            prediction.probabilities,
+            prediction.masks,
+            FrameSizes(prediction.padded_size, prediction.image_size, output_size),
+            replace(settings, **changes),
+        )
+
+    def thing_classes(self) -> frozenset[int]:
+        """Class indices of things, from the data set's metadata.
+
+        Raises:
+            ValueError: if the metadata does not say.
+        """
+        things = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
+        if things is None:
+            raise ValueError(
+                "panoptic results need to know which classes are things: the metadata of DATASETS.TRAIN and "
+                "DATASETS.TEST have no thing_dataset_id_to_contiguous_id"
+            )
+        return frozenset(things.values())
+
+    def _normalize(self, frames: Sequence[Tensor]) -> Tensor:
+        normalized = [(frame.to(self.device).float() - self.pixel_mean) / self.pixel_std for frame in frames]
+        return ImageList.from_tensors(normalized, self.size_divisibility).tensor
+
+    def _infer(self, video: Mapping[str, Any]) -> dict[str, Any]:
+        frames = video["image"]
+        state = self._last_stream if video.get("keep", False) else None
+        if state is not None and self.refines and self.inference.refine_over == "video":
+            logger.warning("`keep` is ignored: the refiner sees one whole video per call")
+            state = None
+        try:
+            with self.engine().run(frames, state) as prediction:
+                height, width = prediction.image_size
+                output_size = (int(video.get("height", height)), int(video.get("width", width)))
+                self._last_stream = prediction.state
+                return self.postprocess(prediction, output_size)
+        except ValueError as error:
+            raise ValueError(f"{_name_of(video, 0)}: {error}") from error
+
+
+def _name_of(video: Mapping[str, Any], index: int) -> str:
+    """What to call a video in a message."""
+    for key in ("video_name", "name", "video_id"):
+        if key in video:
+            return f"video {video[key]}"
+    files = video.get("file_names") or [video.get("file_name")]
+    return f"video {files[0]}" if files[0] else f"video {index} of the batch"
+
+
+def _metadata(names: Sequence[str]) -> Any:
+    """Metadata of the first data set that knows its classes, else of the first; None without data sets."""
+    all_metadata = [MetadataCatalog.get(name) for name in names]
+    known = [m for m in all_metadata if hasattr(m, "thing_dataset_id_to_contiguous_id")]
+    return next(iter(known or all_metadata), None)

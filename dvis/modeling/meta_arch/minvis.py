@@ -1,0 +1,78 @@
+"""MinVIS: the segmenter alone, trained on single frames and linked by matching its queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from einops import rearrange
+from torch import Tensor
+
+from dvis.modeling.matching import gather_queries, match_frames
+from dvis.modeling.meta_arch.base import VideoModel
+from dvis.modeling.structures import LinkedOutput, SegmenterOutput
+from dvis.modeling.targets import frame_targets
+
+__all__ = ["MatchingState", "MinVIS", "VideoMaskFormer_frame"]
+
+MAX_NUM = 10  # results per video; published, whatever MODEL.MASK_FORMER.TEST.MAX_NUM says (behaviour 10)
+
+
+@dataclass(frozen=True)
+class MatchingState:
+    """The last frame's queries in slot order, ``B Q C``: what the next frame is matched to."""
+
+    queries: Tensor
+
+
+@META_ARCH_REGISTRY.register()
+class MinVIS(VideoModel):
+    """Objects are linked because queries of one object resemble each other in neighbouring frames.
+
+    Source: MinVIS (arXiv:2208.02245).
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        arguments = super().from_config(cfg)
+        settings = arguments["inference"]
+        kept = replace(settings.postprocess, max_num=MAX_NUM)
+        return {**arguments, "inference": replace(settings, postprocess=kept)}
+
+    def losses(self, frames: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses with every frame as an independent image, that is a clip with T = 1."""
+        segmented = self.segment(frames, with_masks=True, with_aux=True)
+        assert segmented.masks is not None
+        outputs: dict[str, Any] = _as_images(segmented.logits, segmented.masks)
+        outputs["aux_outputs"] = [_as_images(logits, masks) for logits, masks in segmented.aux]
+        return self.criterion(outputs, [frame for clip in targets for frame in frame_targets(clip)])
+
+    def link(
+        self, segmented: SegmenterOutput, state: MatchingState | None
+    ) -> tuple[LinkedOutput, MatchingState]:
+        """Order each frame's queries by assignment to the frame before; see ``dvis.inference.engine.Linker``."""
+        order = match_frames(segmented.queries, None if state is None else state.queries)
+        queries = gather_queries(segmented.queries, order)
+        assert segmented.mask_embeds is not None
+        linked = LinkedOutput(
+            logits=gather_queries(segmented.logits, order),
+            queries=queries,
+            mask_embeds=gather_queries(segmented.mask_embeds, order),
+            order=order,
+        )
+        return linked, MatchingState(queries[:, -1])
+
+
+@META_ARCH_REGISTRY.register()
+class VideoMaskFormer_frame(MinVIS):
+    """MinVIS under the name that its own project published."""
+
+
+def _as_images(logits: Tensor, masks: Tensor) -> dict[str, Any]:
+    """``B T Q K+1`` and ``B Q T h w`` to the criterion's layout with one clip of one frame per image."""
+    return {
+        "pred_logits": rearrange(logits, "b t q k -> (b t) q k"),
+        "pred_masks": rearrange(masks, "b q t h w -> (b t) q 1 h w"),
+    }

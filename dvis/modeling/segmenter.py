@@ -1,0 +1,54 @@
+"""The segmenter on video: frames in, per-frame queries, classes and mask embeddings out."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from dvis.modeling.structures import SegmenterOutput
+
+__all__ = ["segment_frames"]
+
+
+def segment_frames(
+    backbone: nn.Module,
+    sem_seg_head: nn.Module,
+    frames: Tensor,
+    *,
+    with_masks: bool = False,
+    with_aux: bool = False,
+) -> SegmenterOutput:
+    """Segment every frame by itself.
+
+    A function, not a module, because published weights have both parts at the top of the model.
+
+    Args:
+        backbone: detectron2 backbone.
+        sem_seg_head: ``MaskFormerHead``.
+        frames: normalised and padded, ``B T 3 H W``.
+        with_masks: also compute the mask logits of all queries.
+        with_aux: also give the predictions of the earlier decoder layers, for their losses.
+
+    Source: Mask2Former (arXiv:2112.01527); DVIS (arXiv:2306.03413), section 3.1.
+    """
+    B = frames.shape[0]
+    features = backbone(rearrange(frames, "b t c h w -> (b t) c h w"))
+    outputs = sem_seg_head(features, with_masks=with_masks, with_aux=with_aux)
+
+    def per_video(values: Tensor) -> Tensor:
+        return values.unflatten(0, (B, -1))
+
+    def masks_per_video(masks: Tensor) -> Tensor:
+        return rearrange(masks, "(b t) q h w -> b q t h w", b=B)
+
+    return SegmenterOutput(
+        logits=per_video(outputs["pred_logits"]),
+        masks=masks_per_video(outputs["pred_masks"]) if with_masks else None,
+        queries=per_video(outputs["pred_embeds"]),
+        mask_features=per_video(outputs["mask_features"]),
+        mask_embeds=per_video(outputs["pred_mask_embeds"]),
+        aux=tuple(
+            (per_video(layer["pred_logits"]), masks_per_video(layer["pred_masks"]))
+            for layer in outputs["aux_outputs"]
+        ),
+    )
