@@ -212,7 +212,7 @@ class Boxes:
         return self.tensor.device
 
     @torch.jit.unused
-    def __iter__(self):  # type: ignore[no-untyped-def]  # TorchScript knows no iterator type
+    def __iter__(self):  # TorchScript knows no iterator type, hence no annotation
         """Yield the boxes one by one, each a tensor of 4."""
         yield from self.tensor
 
