@@ -191,15 +191,17 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f"features {sorted(input_shape)} (MODEL.SEM_SEG_HEAD.IN_FEATURES), not "
                 f"{list(transformer_in_features)}"
             )
-        by_stride = sorted(input_shape.items(), key=lambda item: item[1].stride)
-        self.in_features = [name for name, _ in by_stride]  # finest first
-        encoder_inputs = [(name, shape) for name, shape in by_stride if name in transformer_in_features]
-        self.transformer_in_features = [name for name, _ in reversed(encoder_inputs)]  # coarsest first
+        strides = {name: shape.stride or 1 for name, shape in input_shape.items()}
+        self.in_features = sorted(strides, key=strides.__getitem__)  # finest first
+        self.transformer_in_features = [  # coarsest first
+            name for name in reversed(self.in_features) if name in transformer_in_features
+        ]
 
         self.input_proj = nn.ModuleList()
-        for _, shape in reversed(encoder_inputs):
-            projection = Conv2d(shape.channels, conv_dim, kernel_size=1)
+        for name in self.transformer_in_features:
+            projection = nn.Conv2d(input_shape[name].channels or 0, conv_dim, kernel_size=1)
             nn.init.xavier_uniform_(projection.weight)
+            assert projection.bias is not None
             nn.init.zeros_(projection.bias)
             self.input_proj.append(nn.Sequential(projection, nn.GroupNorm(32, conv_dim)))
         self.transformer = DeformableTransformer(
@@ -208,7 +210,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             nhead=transformer_nheads,
             dim_feedforward=transformer_dim_feedforward,
             num_encoder_layers=transformer_enc_layers,
-            num_feature_levels=len(encoder_inputs),
+            num_feature_levels=len(self.transformer_in_features),
             enc_n_points=transformer_num_points,
         )
         self.pe_layer = PositionEmbeddingSine(conv_dim // 2, normalize=True)
@@ -217,7 +219,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.mask_features)
 
-        num_fpn_levels = int(log2(min(shape.stride for _, shape in encoder_inputs)) - log2(common_stride))
+        finest = strides[self.transformer_in_features[-1]]
+        num_fpn_levels = int(log2(finest) - log2(common_stride))
         self.fpn_features = self.in_features[:num_fpn_levels]
         for i, name in enumerate(self.fpn_features, start=1):
             lateral = Conv2d(
