@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Generate the synthetic video data set (see datasets/README.md).
+
+    python datasets/generate_toy.py                      # ./datasets/toy, 60 + 20 videos, some 20 seconds
+    python datasets/generate_toy.py --output /data/toy --num-train 200 --size 128x160
+
+A stopped generation continues when the command is repeated. The same options give the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvis.data.toy import LEVELS, ToySettings, generate
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``96x128`` -> (96, 128), height first."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"a size is HEIGHTxWIDTH, for instance 96x128, not {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    default = ToySettings()
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=root / "toy", help="folder of the data set")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--num-train", type=int, default=default.num_train, help="training videos")
+    parser.add_argument("--num-val", type=int, default=default.num_val, help="validation videos")
+    parser.add_argument(
+        "--size", type=parse_size, default=(default.height, default.width), help="HEIGHTxWIDTH"
+    )
+    parser.add_argument("--length", type=int, default=default.length, help="frames per video")
+    parser.add_argument("--level", choices=sorted(LEVELS), default=default.level, help="difficulty")
+    parser.add_argument("--workers", type=int, default=None, help="processes; one per core if not given")
+    parser.add_argument("--force", action="store_true", help="replace a toy data set with other settings")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        settings = ToySettings(
+            seed=options.seed,
+            num_train=options.num_train,
+            num_val=options.num_val,
+            height=options.size[0],
+            width=options.size[1],
+            length=options.length,
+            level=options.level,
+        )
+        output = generate(options.output, settings, options.workers, options.force)
+    except (ValueError, FileExistsError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"Toy data set: {output} ({settings.num_train} training, {settings.num_val} validation videos)")
+
+
+if __name__ == "__main__":
+    main()
