@@ -1,8 +1,8 @@
 """Makes ``import detectron2`` work on machines that do not have it.
 
-Importing this package adds one finder to ``sys.meta_path``. It answers for ``detectron2`` with the subset bundled
-in this folder if nothing else provides that package; environment variable ``DVIS_DETECTRON2=fallback`` makes the
-subset win over an installed one. Submodules need no finder: they are found through the package's ``__path__``.
+Importing this package adds one finder to ``sys.meta_path``. It answers for ``detectron2`` with the subset
+bundled in this folder if nothing else provides that package. Environment variable
+``DVIS_DETECTRON2=fallback`` makes the subset win over an installed one.
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ class SubsetFinder:
         )
 
 
+def _is_ours(finder: object) -> bool:
+    return type(finder).__module__ == __name__  # by name: a reload makes a new class
+
+
 def _other_specs() -> list[ModuleSpec]:
-    finders = [finder for finder in sys.meta_path if type(finder).__qualname__ != SubsetFinder.__qualname__]
-    specs = (finder.find_spec(_NAME, None) for finder in finders)
+    """What the other finders answer for the package, in their order."""
+    specs = (finder.find_spec(_NAME, None) for finder in sys.meta_path if not _is_ours(finder))
     return [spec for spec in specs if spec is not None]
 
 
@@ -91,21 +95,21 @@ def _install() -> None:
     choice = os.environ.get(_VARIABLE, "")
     if choice not in ("", "fallback"):
         raise ValueError(
-            f"Environment variable {_VARIABLE} is {choice!r}; allowed are 'fallback' (use the bundled subset of "
-            "detectron2) and nothing (use an installed detectron2 if there is one)."
+            f"Environment variable {_VARIABLE} is {choice!r}; allowed are 'fallback' (use the bundled subset "
+            "of detectron2) and nothing (use an installed detectron2 if there is one)."
         )
     forced = choice == "fallback"
-    sys.meta_path[:] = [f for f in sys.meta_path if type(f).__qualname__ != SubsetFinder.__qualname__]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]
     loaded = sys.modules.get(_NAME)
     if forced and loaded is not None and not _is_subset(loaded):
         raise ImportError(
-            f"{_VARIABLE}=fallback asks for the bundled subset of detectron2, but {loaded.__file__} is already "
-            "imported. Import dvis, mask2former or detectron2_fallback first."
+            f"{_VARIABLE}=fallback asks for the bundled subset of detectron2, but {loaded.__file__} is "
+            "already imported. Import dvis, mask2former or detectron2_fallback first."
         )
     first = next(iter(_other_specs()), None)
     hidden_by_folder = first is not None and _is_namespace(first)
     # Behind the other finders, so that an editable install (a finder of its own) comes first.
-    sys.meta_path.insert(0 if forced or hidden_by_folder else len(sys.meta_path), SubsetFinder(forced))  # type: ignore[arg-type]
+    sys.meta_path.insert(0 if forced or hidden_by_folder else len(sys.meta_path), SubsetFinder(forced))
 
 
 def _is_subset(module: ModuleType) -> bool:
@@ -118,7 +122,7 @@ def is_bundled() -> bool:
 
 
 def which() -> str:
-    """Say in one line which detectron2 is in use, for logs: ``upstream 0.6 at /path`` or ``bundled subset ...``."""
+    """Say for logs which detectron2 is in use: ``upstream <version> at <path>`` or ``bundled subset ...``."""
     module = importlib.import_module(_NAME)
     kind = "bundled subset" if _is_subset(module) else "upstream"
     return f"{kind} {module.__version__} at {Path(module.__file__ or '').parent}"

@@ -1,6 +1,6 @@
 """Conversion of configs between versions.
 
-A config of version k becomes one of version k + 1 by renaming keys. Two versions came before the present one, 2.
+A config of version k becomes one of version k + 1 by renaming keys. The present version is 2.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
     cfg = cfg.clone()
     if to_version is None:
         to_version = _C.VERSION
-    assert cfg.VERSION <= to_version, f"Cannot upgrade from v{cfg.VERSION} to v{to_version}!"
+    assert to_version >= cfg.VERSION, f"Cannot upgrade from v{cfg.VERSION} to v{to_version}!"
     for version in range(cfg.VERSION + 1, to_version + 1):
         for old, new in _RENAMED_IN[version]:
             _move(cfg, old, new)
@@ -69,7 +69,7 @@ def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
         AssertionError: if ``cfg`` is older than that.
     """
     cfg = cfg.clone()
-    assert cfg.VERSION >= to_version, f"Cannot downgrade from v{cfg.VERSION} to v{to_version}!"
+    assert to_version <= cfg.VERSION, f"Cannot downgrade from v{cfg.VERSION} to v{to_version}!"
     for version in range(cfg.VERSION, to_version, -1):
         for old, new in _RENAMED_IN[version]:
             _move(cfg, new, old)

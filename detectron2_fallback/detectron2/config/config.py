@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-from fvcore.common.config import CfgNode as _CfgNode
-
 from detectron2.utils.file_io import PathManager
+from fvcore.common.config import CfgNode as _CfgNode
 
 __all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg"]
 
@@ -96,17 +95,18 @@ def configurable(
     """Let a function or an ``__init__`` be called with a config as well as with explicit arguments.
 
     ``@configurable`` on ``__init__`` uses the class's ``from_config(cls, cfg, ...)``, a classmethod;
-    ``@configurable(from_config=f)`` on a function uses ``f(cfg, ...)``. Both return a dict of arguments. When the
-    call has a config as first positional argument or as keyword ``cfg``, the arguments that ``from_config`` names
-    go to it and the other keywords go to the decorated function, over what ``from_config`` returned.
+    ``@configurable(from_config=f)`` on a function uses ``f(cfg, ...)``. Both return a dict of arguments.
+    When the call has a config as first positional argument or as keyword ``cfg``, the arguments that
+    ``from_config`` names go to it, and the other keywords replace what it returned.
 
     Raises:
         AssertionError: if the decorator is used on something else.
-        AttributeError, TypeError: when called, if ``from_config`` is missing or is no classmethod, or if its first
-            argument is not named ``cfg``.
+        AttributeError, TypeError: when called, if ``from_config`` is missing or is no classmethod, or if its
+            first argument is not named ``cfg``.
     """
     if init_func is not None:
-        assert inspect.isfunction(init_func) and from_config is None and init_func.__name__ == "__init__", (
+        decorates_init = inspect.isfunction(init_func) and init_func.__name__ == "__init__"
+        assert decorates_init and from_config is None, (  # noqa: PT018
             "Incorrect use of @configurable: it decorates `__init__`, or takes `from_config=` for a function."
         )
         return _configurable_init(init_func)

@@ -1,7 +1,7 @@
 """Default values of every config key.
 
-The tree has all keys of upstream, also those of detectors that this subset does not contain, so that any config
-file can be merged. Sizes are in pixels of the resized image unless another unit is named.
+The tree has all keys of upstream, also those of detectors that this subset does not contain, so that any
+config file can be merged. Sizes are in pixels of the resized image unless another unit is named.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ _C.INPUT.MAX_SIZE_TEST = 1333
 # "horizontal", "vertical" or "none".
 _C.INPUT.RANDOM_FLIP = "horizontal"
 _C.INPUT.CROP = CN({"ENABLED": False})
-# "relative", "relative_range", "absolute" or "absolute_range"; SIZE is (height, width) as a fraction or in pixels.
+# "relative", "relative_range", "absolute" or "absolute_range".
 _C.INPUT.CROP.TYPE = "relative_range"
+# Height and width, as fractions of the image or in pixels.
 _C.INPUT.CROP.SIZE = [0.9, 0.9]
 # Channel order that the model takes: a mode of PIL, "BGR" or "YUV-BT.601".
 _C.INPUT.FORMAT = "BGR"

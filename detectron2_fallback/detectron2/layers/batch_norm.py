@@ -24,6 +24,10 @@ class FrozenBatchNorm2d(nn.Module):
     """
 
     _version = 3
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -84,8 +88,13 @@ class FrozenBatchNorm2d(nn.Module):
 
         Returns:
             The module, or its replacement.
+
+        Raises:
+            ValueError: for a batch norm without running statistics.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            if module.running_mean is None or module.running_var is None:
+                raise ValueError(f"{module} keeps no running statistics that could be frozen.")
             frozen = cls(module.num_features, module.eps)
             if module.affine:
                 frozen.weight.data = module.weight.data.clone().detach()
@@ -116,7 +125,7 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     if isinstance(norm, str):
         if len(norm) == 0:
             return None
-        norm = {
+        builders: dict[str, Callable[[int], nn.Module]] = {
             "BN": BatchNorm2d,
             "SyncBN": nn.SyncBatchNorm,
             "FrozenBN": FrozenBatchNorm2d,
@@ -125,8 +134,9 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
             "nnSyncBN": nn.SyncBatchNorm,
             "naiveSyncBN": NaiveSyncBatchNorm,
             "naiveSyncBN_N": lambda channels: NaiveSyncBatchNorm(channels, stats_mode="N"),
-            "LN": lambda channels: LayerNorm(channels),
-        }[norm]
+            "LN": LayerNorm,
+        }
+        norm = builders[norm]
     return norm(out_channels)
 
 
@@ -141,6 +151,7 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         super().__init__(*args, **kwargs)
         assert stats_mode in ["", "N"]
         self._stats_mode = stats_mode
+        self.momentum: float
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map ``N C H W`` to the same shape and dtype."""
@@ -152,6 +163,8 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         mean, var, momentum = self._global_statistics(input)
         scale = self.weight * torch.rsqrt(var + self.eps)
         bias = self.bias - mean * scale
+        assert self.running_mean is not None
+        assert self.running_var is not None
         self.running_mean += momentum * (mean.detach() - self.running_mean)
         self.running_var += momentum * (var.detach() - self.running_var)
         ret = input * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
@@ -159,13 +172,13 @@ class NaiveSyncBatchNorm(BatchNorm2d):
 
     def _global_statistics(
         self, input: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor]:
         """Return mean ``C``, variance ``C`` over all processes and the momentum to use."""
         num_images, channels = input.shape[0], input.shape[1]
         if self._stats_mode == "":
             assert num_images > 0, 'SyncBatchNorm(stats_mode="") does not support zero batch size.'
             moments = differentiable_all_reduce(_moments(input)) * (1.0 / comm.get_world_size())
-            momentum: float | torch.Tensor | None = self.momentum
+            momentum: float | torch.Tensor = self.momentum
         else:
             if num_images == 0:
                 sums = torch.zeros([2 * channels + 1], device=input.device, dtype=input.dtype)
@@ -188,8 +201,8 @@ def _moments(x: torch.Tensor) -> torch.Tensor:
 class CycleBatchNormList(nn.ModuleList):
     """Batch norms that share affine terms but not statistics, used in turn (one per feature level).
 
-    In training the i-th call uses norm ``i % length``; in testing as well, so that each level of a pyramid finds
-    the statistics it was trained with.
+    The i-th call uses norm ``i % length``, so that each level of a pyramid finds the statistics it was
+    trained with.
     """
 
     def __init__(self, length: int, bn_class: type[nn.Module] = nn.BatchNorm2d, **kwargs: Any) -> None:
@@ -197,14 +210,14 @@ class CycleBatchNormList(nn.ModuleList):
         Args:
             length: number of norms.
             bn_class: their class.
-            kwargs: for its constructor; ``affine`` says whether affine terms are wanted.
+            kwargs: for its constructor, by name; ``affine`` says whether affine terms are wanted.
         """
         self._affine = kwargs.pop("affine", True)
         super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
         if self._affine:
-            channels = self[0].num_features
-            self.weight = nn.Parameter(torch.ones(channels))
-            self.bias = nn.Parameter(torch.zeros(channels))
+            num_features = kwargs["num_features"]
+            self.weight = nn.Parameter(torch.ones(num_features))
+            self.bias = nn.Parameter(torch.zeros(num_features))
         self._pos = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

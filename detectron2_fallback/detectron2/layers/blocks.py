@@ -51,8 +51,8 @@ class DepthwiseSeparableConv2d(nn.Module):
     ) -> None:
         """
         Args:
-            norm1, norm2: for :func:`get_norm`, after the first and the second convolution; a convolution with a
-                norm has no bias.
+            norm1, norm2: for :func:`get_norm`, after the first and the second convolution; a convolution with
+                a norm has no bias.
             activation1, activation2: after the norms.
         """
         super().__init__()

@@ -26,7 +26,7 @@ def shapes_to_tensor(x: List[int], device: Optional[torch.device] = None) -> tor
         assert all([isinstance(t, torch.Tensor) for t in x]), (  # noqa: C419  (TorchScript)
             "Shape should be tensor during tracing!"
         )
-        ret = torch.stack(x)
+        ret = torch.stack(x)  # type: ignore[arg-type]
         return ret if ret.device == device else ret.to(device=device)
     return torch.as_tensor(x, device=device)
 

@@ -55,17 +55,15 @@ class BoxMode(IntEnum):
                 "BoxMode.convert takes either a k-tuple/list or an Nxk array/tensor, where k == 4 or 5"
             )
             boxes = torch.tensor(box)[None, :]
-        elif is_numpy:
-            boxes = torch.from_numpy(box).clone()
         else:
-            boxes = box.clone()
+            boxes = torch.as_tensor(box).clone()
         relative = (BoxMode.XYXY_REL, BoxMode.XYWH_REL)
         assert to_mode not in relative and from_mode not in relative, "Relative mode not yet supported!"  # noqa: PT018
 
         boxes = _convert(boxes, from_mode, to_mode)
         if single:
             return type(box)(boxes.flatten().tolist())
-        return boxes.numpy() if is_numpy else boxes
+        return boxes.numpy() if is_numpy else boxes  # type: ignore[return-value]
 
 
 def _convert(boxes: torch.Tensor, from_mode: BoxMode, to_mode: BoxMode) -> torch.Tensor:

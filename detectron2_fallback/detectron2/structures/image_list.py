@@ -68,7 +68,7 @@ class ImageList:
             assert t.shape[:-2] == tensors[0].shape[:-2], t.shape
 
         image_sizes = [(im.shape[-2], im.shape[-1]) for im in tensors]
-        image_sizes_tensor = [shapes_to_tensor(x) for x in image_sizes]
+        image_sizes_tensor = [shapes_to_tensor([im.shape[-2], im.shape[-1]]) for im in tensors]
         max_size = torch.stack(image_sizes_tensor).max(0).values
 
         if padding_constraints is not None:
@@ -82,15 +82,15 @@ class ImageList:
             max_size = (max_size + (stride - 1)).div(stride, rounding_mode="floor") * stride
 
         if torch.jit.is_scripting():
-            max_size: List[int] = max_size.to(dtype=torch.long).tolist()
+            max_size: List[int] = max_size.to(dtype=torch.long).tolist()  # type: ignore[no-redef]
         elif torch.jit.is_tracing():
-            image_sizes = image_sizes_tensor
+            image_sizes = image_sizes_tensor  # type: ignore[assignment]
 
         if len(tensors) == 1:
             # One image in a batch is common in tracing and testing; padding it needs no extra copy.
             height, width = tensors[0].shape[-2], tensors[0].shape[-1]
             padding_size = [0, max_size[-1] - width, 0, max_size[-2] - height]
-            batched_imgs = F.pad(tensors[0], padding_size, value=pad_value).unsqueeze_(0)
+            batched_imgs = F.pad(tensors[0], padding_size, value=pad_value).unsqueeze_(0)  # type: ignore[arg-type]
         else:
             batch_shape = [len(tensors)] + list(tensors[0].shape[:-2]) + list(max_size)  # noqa: RUF005
             # A traced constant would hold the device of the tracing.

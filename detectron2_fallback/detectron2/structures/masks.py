@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,7 +159,7 @@ class BitMasks:
         return output.squeeze(1) >= 0.5
 
     def get_bounding_boxes(self) -> Boxes:
-        """Return the box around each mask; zeros for an empty one. Its far sides lie behind the last pixel."""
+        """Return the box around each mask, up to and including its last pixel; zeros for an empty mask."""
         boxes = torch.zeros(self.tensor.shape[0], 4, dtype=torch.float32)
         columns, rows = self.tensor.any(dim=1).cpu(), self.tensor.any(dim=2).cpu()
         for box, column, row in zip(boxes, columns, rows, strict=True):
@@ -188,7 +188,7 @@ class PolygonMasks:
         polygons: one list per object of float64 arrays ``[x0, y0, x1, y1, ...]`` in pixels.
     """
 
-    def __init__(self, polygons: list[list[torch.Tensor | np.ndarray]]) -> None:
+    def __init__(self, polygons: Sequence[Sequence[torch.Tensor | np.ndarray]]) -> None:
         """
         Args:
             polygons: one list per object, of polygons in the form above.
@@ -297,7 +297,7 @@ class PolygonMasks:
         )
 
 
-def _check_polygons(polygons: list[torch.Tensor | np.ndarray]) -> list[np.ndarray]:
+def _check_polygons(polygons: Sequence[torch.Tensor | np.ndarray]) -> list[np.ndarray]:
     if not isinstance(polygons, list):
         raise ValueError(
             f"Cannot create polygons: Expect a list of polygons per instance. Got '{type(polygons)}' instead."

@@ -21,7 +21,7 @@ __all__ = ["seed_all_rng"]
 TORCH_VERSION = tuple(int(x) for x in torch.__version__.split(".")[:2])
 """PyTorch's version as a tuple of two ints, e.g. ``(2, 4)``."""
 
-DOC_BUILDING = os.getenv("_DOC_BUILDING", False)  # noqa: PLW1508
+DOC_BUILDING = os.getenv("_DOC_BUILDING", False)
 """Whether documentation is being built; decorators then leave signatures alone."""
 
 
@@ -71,8 +71,8 @@ _ENV_SETUP_DONE = False
 def setup_environment() -> None:
     """Configure libraries once per process, then run the user's hook.
 
-    The hook is a Python file or module named by environment variable ``DETECTRON2_ENV_MODULE``; it must have a
-    function ``setup_environment()``.
+    The hook is a Python file or module named by environment variable ``DETECTRON2_ENV_MODULE``; it must have
+    a function ``setup_environment()``.
     """
     global _ENV_SETUP_DONE
     if _ENV_SETUP_DONE:
@@ -84,7 +84,7 @@ def setup_environment() -> None:
 
 
 def setup_custom_environment(custom_module: str) -> None:
-    """Import ``custom_module`` (a path that ends in ``.py`` or a module's name) and call its ``setup_environment``."""
+    """Call ``setup_environment()`` of a module, given by its name or by a path that ends in ``.py``."""
     if custom_module.endswith(".py"):
         module = _import_file("detectron2.utils.env.custom_module", custom_module)
     else:
@@ -99,7 +99,7 @@ def setup_custom_environment(custom_module: str) -> None:
 def fixup_module_metadata(
     module_name: str, namespace: MutableMapping[str, Any], keys: Iterable[str] | None = None
 ) -> None:
-    """Make objects of a package look as if they were defined in its ``__init__``, for documentation and pickles.
+    """While documentation is built, let objects of a package look as if its ``__init__`` defined them.
 
     Args:
         module_name: name of the package.
@@ -118,7 +118,6 @@ def fixup_module_metadata(
         if module is None or not (module == module_name or module.startswith(module_name + ".")):
             return
         obj.__module__ = module_name
-        # `__name__` of things nested in a class is changed too; their qualified name already has the class in it.
         if hasattr(obj, "__name__") and "." not in obj.__name__:
             obj.__name__ = name
             obj.__qualname__ = qualname

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,7 +148,7 @@ class EventStorage:
         return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Like :meth:`latest`, with the median over a window for scalars that were put with ``smoothing_hint``.
+        """Like :meth:`latest`, with a median over a window for scalars that were put with ``smoothing_hint``.
 
         Args:
             window_size: iterations up to the last value of a scalar that count for it.
@@ -359,7 +359,7 @@ class CommonMetricPrinter(EventWriter):
         ]
         self.logger.info(" " + "  ".join(part for part in parts if part))
 
-    def _smoothed(self, storage: EventStorage, wanted: Any) -> str:
+    def _smoothed(self, storage: EventStorage, wanted: Callable[[str], bool]) -> str:
         return "  ".join(
             f"{name}: {history.median(storage.count_samples(name, self._window_size)):.4g}"
             for name, history in storage.histories().items()

@@ -30,8 +30,8 @@ def _to_cpu(x: Any) -> Any:
 def retry_if_cuda_oom(func: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function try again when the GPU's memory is full.
 
-    The second attempt comes after PyTorch's cache was emptied, the third with all arguments moved to the CPU, so
-    the function has to accept them there, and its results may be there.
+    The second attempt comes after PyTorch's cache was emptied, the third with all arguments moved to the CPU,
+    so the function has to accept them there, and its results may be there.
 
     Args:
         func: without effects beside its result; arguments inside of containers are not moved.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pydoc
 from typing import Any
 
@@ -43,8 +44,6 @@ def locate(name: str) -> Any:
 
 
 def _walk(name: str) -> Any:
-    import importlib
-
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:

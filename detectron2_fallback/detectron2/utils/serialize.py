@@ -11,12 +11,12 @@ __all__ = ["PicklableWrapper"]
 
 
 class PicklableWrapper:
-    """Behaves like the object inside it, and is pickled with cloudpickle: lambdas and local classes are fine."""
+    """Behaves like the object inside it and is pickled with cloudpickle, which accepts lambdas."""
 
     def __init__(self, obj: Any) -> None:
         while isinstance(obj, PicklableWrapper):
             obj = obj._obj
-        self._obj = obj
+        self._obj: Any = obj
 
     def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
         return cloudpickle.loads, (cloudpickle.dumps(self._obj),)
