@@ -1,0 +1,63 @@
+"""Label images on disk: class maps and the RGB-coded segment ids of panoptic segmentation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["read_class_map", "read_segment_ids", "segment_ids_to_rgb"]
+
+
+def read_segment_ids(path: str | os.PathLike[str]) -> NDArray[np.uint32]:
+    """Segment ids of an RGB image, ``R + 256 G + 65536 B``, ``H W``.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not an 8-bit RGB image.
+    """
+    import cv2
+
+    image = _read(path)
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(f"{path}: expected an 8-bit RGB image, got shape {image.shape} of {image.dtype}")
+    # OpenCV gives B G R (A). As R G B 0 in memory the four bytes are the id as a little-endian number.
+    rgba = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGBA)
+    return rgba.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
+
+
+def segment_ids_to_rgb(ids: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image that `read_segment_ids` turns into ``ids`` (``H W``, below 2^24): ``H W 3``."""
+    return np.stack([ids & 0xFF, (ids >> 8) & 0xFF, (ids >> 16) & 0xFF], axis=-1).astype(np.uint8)
+
+
+def read_class_map(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Class indices of a single-channel image, ``H W``; palette images give their indices.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a single-channel image.
+    """
+    image = _read(path)
+    if image.ndim == 3:  # OpenCV expands palettes; Pillow keeps the indices
+        from PIL import Image
+
+        with Image.open(path) as palette:
+            image = np.asarray(palette)
+    if image.ndim != 2:
+        raise ValueError(f"{path}: expected a single-channel image, got shape {image.shape}")
+    return image
+
+
+def _read(path: str | os.PathLike[str]) -> NDArray[Any]:
+    import cv2
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such label image")
+    image = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError(f"{path}: cannot be read as an image")
+    return image
