@@ -36,7 +36,7 @@ def score_video_panoptic(
     Args:
         gt_json: ``panoptic_gt_*.json`` with ``videos``, ``annotations``, ``categories``.
         gt_masks: folder of ``<video>/<frame>.png``, RGB-coded segment ids.
-        pred_json: ``pred.json``; its videos and frames are paired with the ground truth by position in the lists.
+        pred_json: ``pred.json``; its frames are paired with those of the ground truth by position in the lists.
         pred_masks: folder ``pan_pred`` with one PNG per ground-truth frame, named as there.
         windows: window lengths of VPQ.
 
@@ -59,9 +59,8 @@ def score_video_panoptic(
             name = video["video_id"]
             gt_frames, pred_frames = video["annotations"], predicted[name]
             if len(gt_frames) != len(pred_frames):
-                raise ValueError(
-                    f"{pred_json}: video {name} has {len(pred_frames)} frames, the ground truth {len(gt_frames)}"
-                )
+                counts = f"{len(pred_frames)} frames, the ground truth {len(gt_frames)}"
+                raise ValueError(f"{pred_json}: video {name} has {counts}")
 
             def overlap(pair: tuple[dict[str, Any], dict[str, Any]], name: str = name) -> FrameOverlap:
                 file = f"{name}/{pair[0]['file_name']}"
@@ -156,11 +155,11 @@ def score_video_semantic(
         "iou_per_class_with_ground_truth": {str(i): float(v) for i, v in enumerate(iou) if not math.isnan(v)},
     }
     for length in VC_LENGTHS:
-        clips = consistency.clips[length]
+        values = consistency.clips[length]
         result[f"VC{length}"] = none_if_nan(consistency.mean(length))
-        result[f"VC{length}_clips"] = len(clips)
-        result[f"VC{length}_clips_without_common_pixels"] = sum(math.isnan(value) for value in clips)
-        result[f"VC{length}_per_clip"] = [none_if_nan(value) for value in clips]
+        result[f"VC{length}_clips"] = len(values)
+        result[f"VC{length}_clips_without_common_pixels"] = sum(math.isnan(value) for value in values)
+        result[f"VC{length}_per_clip"] = [none_if_nan(value) for value in values]
     return result
 
 

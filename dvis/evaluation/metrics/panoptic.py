@@ -1,7 +1,7 @@
 """Panoptic quality of images (PQ) and videos (VPQ), and segmentation and tracking quality (STQ).
 
-Every metric is computed from one small table per frame, the pixels that each ground-truth segment shares with each
-predicted one (`FrameOverlap`), so pixels are looked at once whatever the number of windows and metrics.
+Every metric is computed from one small table per frame, the pixels that each ground-truth segment shares with
+each predicted one (`FrameOverlap`), so pixels are looked at once whatever the number of windows and metrics.
 
 Letters used here, besides those of the project: G ground-truth segments, D predicted segments of a video.
 """
@@ -177,8 +177,9 @@ def vpq(videos: Iterable[Sequence[FrameOverlap]], windows: Sequence[int]) -> dic
 class _VideoTable:
     """Overlaps of one video as dense arrays over frames and listed segments.
 
-    As in the official scripts, areas of ground truth are those of its file, not those of its pixels; pixels of
-    unlisted ground truth are not void; category and crowd flag of a tube are those of its first frame in a window.
+    As in the official scripts, areas of ground truth are those of its file, not those of its pixels; pixels
+    of unlisted ground truth are not void; category and crowd flag of a tube are those of its first frame in a
+    window.
     """
 
     def __init__(self, frames: Sequence[FrameOverlap]) -> None:
@@ -359,9 +360,9 @@ def _segmentation_quality(confusion: NDArray[np.int64]) -> float:
 class _VideoTubes:
     """Class confusion and association of one video.
 
-    Instances are numbered per video in order of first appearance in the lists, from 0, stuff included. As in the
-    official script ground-truth things with number 0 are treated as crowd: such a tube does not count, and
-    predictions are not charged for its pixels. Ground truth that is not listed is void here.
+    Instances are numbered per video in order of first appearance in the lists, from 0, stuff included. As in
+    the official script ground-truth things with number 0 are treated as crowd: such a tube does not count,
+    and predictions are not charged for its pixels. Ground truth that is not listed is void here.
     """
 
     def __init__(self, frames: Sequence[FrameOverlap], categories: Mapping[int, bool]) -> None:

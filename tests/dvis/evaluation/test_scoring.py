@@ -29,7 +29,7 @@ def assert_same(actual: Any, expected: Any, where: str = "") -> None:
         assert all(value is None for key, value in actual.items() if key != "n"), where
         return
     if isinstance(expected, dict):
-        # No window of this length anywhere: the official script has no per-class table then, ours an empty one.
+        # No window of this length anywhere: the official script has no per-class table then, ours is empty.
         assert set(actual) - {"per_class"} == set(expected) - {"per_class"}, where
         assert "per_class" in expected or not actual.get("per_class"), where
         for key, value in expected.items():
