@@ -36,7 +36,7 @@ def score_video_panoptic(
     Args:
         gt_json: ``panoptic_gt_*.json`` with ``videos``, ``annotations``, ``categories``.
         gt_masks: folder of ``<video>/<frame>.png``, RGB-coded segment ids.
-        pred_json: ``pred.json``; its frames are paired with those of the ground truth by position in the lists.
+        pred_json: ``pred.json``; its frames are paired with the ground truth's by position in the lists.
         pred_masks: folder ``pan_pred`` with one PNG per ground-truth frame, named as there.
         windows: window lengths of VPQ.
 

@@ -58,7 +58,7 @@ class SemanticConfusion:
         return np.where(truth > 0, intersection / np.maximum(union, 1), np.nan)
 
     def summary(self) -> dict[str, float]:
-        """Fractions ``Acc`` (pixels), ``Acc_class``, ``mIoU``, ``fwIoU``; means over classes with ground truth."""
+        """Fractions ``Acc`` (of pixels), ``Acc_class``, ``mIoU``, ``fwIoU`` over classes with ground truth."""
         truth = self.matrix.sum(axis=1)
         if not truth.any():
             return dict.fromkeys(("Acc", "Acc_class", "mIoU", "fwIoU"), math.nan)
@@ -78,8 +78,8 @@ class VideoConsistency:
     """Video consistency VC_n: how much of what stays the same class over n frames is also predicted so.
 
     For each clip of n frames, C are the pixels with one ground-truth label throughout, P those with one
-    predicted label; the value is ``|C and P| / |C|``. Every label counts, void too. As in the public script the
-    last clip of a video is left out, so a video of n frames has none.
+    predicted label; the value is ``|C and P| / |C|``. Every label counts, void too. As in the public script
+    the last clip of a video is left out, so a video of n frames has none.
 
     Source: VSPW (CVPR 2021), section 5.
 
@@ -94,7 +94,7 @@ class VideoConsistency:
         self.clips = {length: [] for length in self.lengths}
 
     def add_video(self, frames: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> None:
-        """Count one video from its frames ``(ground truth, prediction)``, ``H W`` each; two are held at once."""
+        """Count one video from its frames ``(ground truth, prediction)``, ``H W`` each, read one by one."""
         pending: dict[int, float] = {}
         previous: tuple[NDArray[Any], NDArray[Any]] | None = None
         ages: tuple[NDArray[np.uint16], NDArray[np.uint16]] | None = None
