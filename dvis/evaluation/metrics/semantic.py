@@ -58,7 +58,7 @@ class SemanticConfusion:
         return np.where(truth > 0, intersection / np.maximum(union, 1), np.nan)
 
     def summary(self) -> dict[str, float]:
-        """Fractions ``Acc`` (of pixels), ``Acc_class``, ``mIoU``, ``fwIoU`` over classes with ground truth."""
+        """Fractions ``Acc`` (pixels), ``Acc_class``, ``mIoU``, ``fwIoU`` over classes with ground truth."""
         truth = self.matrix.sum(axis=1)
         if not truth.any():
             return dict.fromkeys(("Acc", "Acc_class", "mIoU", "fwIoU"), math.nan)
