@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: what every other back end is compared with."""
+"""Multi-scale deformable attention in plain PyTorch: what every back end is compared with."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ def ms_deform_attn_reference(
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     output = value.new_zeros(batch * heads, channels, queries)
-    if output.numel() == 0 or attention_weights.numel() == 0:
+    if value.numel() == 0 or attention_weights.numel() == 0:
         return output.view(batch, heads * channels, queries).transpose(1, 2)
     starts = level_start_index.tolist()
     for level, (height, width) in enumerate(spatial_shapes.tolist()):
-        if height * width == 0:
-            continue
-        pixels = value[:, starts[level] : starts[level] + height * width]
-        maps = pixels.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        # [0, 1] from edge to edge becomes grid_sample's [-1, 1]; pixel centres lie half a pixel inside.
-        grid = (2 * sampling_locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+        maps = level_maps(value, starts[level], height, width)
+        grid = level_grid(sampling_locations, level)
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        attention = attention_weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)
-        output = output + (sampled * attention).sum(-1)
+        attention = attention_weights[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        output = output + (sampled * attention.unsqueeze(1)).sum(-1)
     return output.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def level_maps(value: Tensor, start: int, height: int, width: int) -> Tensor:
+    """One level of ``value`` as images, ``B*M D height width``."""
+    batch, _, heads, channels = value.shape
+    pixels = value[:, start : start + height * width]
+    return pixels.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+
+
+def level_grid(sampling_locations: Tensor, level: int) -> Tensor:
+    """One level's locations as ``grid_sample`` wants them: ``B*M Lq P 2``, from -1 to 1 instead of 0 to 1."""
+    return (2 * sampling_locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)

@@ -20,6 +20,7 @@ class MSDeformAttn(nn.Module):
         n_levels: number of feature levels.
         n_heads: number of heads; must divide ``d_model``.
         n_points: sampling points per head and level.
+        backend: which implementation of the sampling to use; None takes the fastest there is.
 
     Raises:
         ValueError: if a count is not positive or ``n_heads`` does not divide ``d_model``.
@@ -27,14 +28,17 @@ class MSDeformAttn(nn.Module):
     Source: Deformable DETR (arXiv:2010.04159), section 4.1 and appendix A.4 (initialisation).
     """
 
-    def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
+    def __init__(
+        self,
+        d_model: int = 256,
+        n_levels: int = 4,
+        n_heads: int = 8,
+        n_points: int = 4,
+        backend: str | None = None,
+    ) -> None:
         super().__init__()
-        for name, count in {
-            "d_model": d_model,
-            "n_levels": n_levels,
-            "n_heads": n_heads,
-            "n_points": n_points,
-        }.items():
+        counts = {"d_model": d_model, "n_levels": n_levels, "n_heads": n_heads, "n_points": n_points}
+        for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if d_model % n_heads != 0:
@@ -43,6 +47,7 @@ class MSDeformAttn(nn.Module):
         self.n_levels = n_levels
         self.n_heads = n_heads
         self.n_points = n_points
+        self.backend = backend
         self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
         self.value_proj = nn.Linear(d_model, d_model)
@@ -91,32 +96,71 @@ class MSDeformAttn(nn.Module):
         Raises:
             ValueError: if the shapes do not fit together.
         """
+        self._check(query, reference_points, input_flatten, input_padding_mask)
         batch, queries, _ = query.shape
-        pixels = input_flatten.shape[1]
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        value = value.view(batch, pixels, self.n_heads, self.d_model // self.n_heads)
+        value = value.unflatten(-1, (self.n_heads, self.d_model // self.n_heads))
+        # Positions and weights stay in float32 when autocast makes the projections less precise.
+        precise = torch.promote_types(query.dtype, torch.float32)
         per_point = (batch, queries, self.n_heads, self.n_levels, self.n_points)
-        offsets = self.sampling_offsets(query).view(*per_point, 2)
         attention = self.attention_weights(query).view(*per_point[:3], self.n_levels * self.n_points)
-        attention = attention.softmax(-1).view(per_point)
+        attention = _softmax(attention.to(precise)).view(per_point)
+        offsets = self.sampling_offsets(query).to(precise)
         locations = self._sampling_locations(reference_points, offsets, input_spatial_shapes)
-        output = ms_deform_attn(value, input_spatial_shapes, input_level_start_index, locations, attention)
+        locations = locations.view(*per_point, 2)
+        output = ms_deform_attn(
+            value, input_spatial_shapes, input_level_start_index, locations, attention, backend=self.backend
+        )
         return self.output_proj(output)
+
+    def _check(
+        self, query: Tensor, reference_points: Tensor, input_flatten: Tensor, padding_mask: Tensor | None
+    ) -> None:
+        """Raise ValueError where the shapes do not fit together; ``ms_deform_attn`` checks the rest."""
+        if query.dim() != 3 or query.shape[-1] != self.d_model:
+            raise ValueError(f"query must have shape B Lq {self.d_model}, got {tuple(query.shape)}")
+        batch, queries, _ = query.shape
+        if input_flatten.dim() != 3 or input_flatten.shape[::2] != query.shape[::2]:
+            raise ValueError(
+                f"input_flatten must have shape {batch} S {self.d_model} to fit query, "
+                f"got {tuple(input_flatten.shape)}"
+            )
+        points_shape = tuple(reference_points.shape)
+        if points_shape not in [(batch, queries, self.n_levels, size) for size in (2, 4)]:
+            raise ValueError(
+                f"reference_points must have shape {(batch, queries, self.n_levels)} and 2 (x, y) or "
+                f"4 (x, y, w, h), got {points_shape}"
+            )
+        if padding_mask is not None and padding_mask.shape != input_flatten.shape[:2]:
+            raise ValueError(
+                f"input_padding_mask must have shape {tuple(input_flatten.shape[:2])}, "
+                f"got {tuple(padding_mask.shape)}"
+            )
 
     def _sampling_locations(
         self, reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor
     ) -> Tensor:
-        """Where to sample, ``B Lq M L P 2`` in [0, 1]; offsets are in pixels of a level or parts of a box."""
-        if reference_points.shape[-1] not in (2, 4):
-            raise ValueError(
-                "reference_points must end in 2 (x, y) or 4 (x, y, w, h), "
-                f"got shape {tuple(reference_points.shape)}"
-            )
-        centres = reference_points[:, :, None, :, None, :2]
+        """Where to sample, in [0, 1], from offsets in pixels of a level or in parts of a box.
+
+        Both ``B Lq M*L*P*2``: flat, because a CPU is slow at broadcasting along short axes.
+        """
+        samples = (self.n_heads, self.n_levels, self.n_points, 2)
+        centres = reference_points[..., None, :2]
         if reference_points.shape[-1] == 2:
             width_height = spatial_shapes.flip(-1).to(offsets)
-            return centres + offsets / width_height[None, None, None, :, None, :]
-        sizes = reference_points[:, :, None, :, None, 2:]
-        return centres + offsets / self.n_points * sizes * 0.5
+            moved = offsets / width_height[:, None, :].expand(samples).flatten()
+        else:
+            half_sizes = reference_points[:, :, None, :, None, 2:] / 2
+            moved = (offsets.unflatten(-1, samples) / self.n_points * half_sizes).flatten(2)
+        per_head = centres.expand(-1, -1, -1, self.n_points, -1).flatten(2)  # B Lq L*P*2
+        return (moved.unflatten(-1, (self.n_heads, -1)) + per_head[:, :, None]).flatten(2)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis, which is short: a CPU does this several times faster than ``softmax``."""
+    if logits.is_cuda:
+        return logits.softmax(-1)
+    exponentials = (logits - logits.detach().amax(-1, keepdim=True)).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True)

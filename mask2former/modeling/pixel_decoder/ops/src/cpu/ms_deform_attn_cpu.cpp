@@ -1,0 +1,484 @@
+// Multi-scale deformable attention on the CPU: forward and backward, float32 and float64.
+//
+// A sample is one (head, level, point) of a query. It touches four value rows of D channels each, its corners.
+// Both passes first turn locations into row numbers and fractions for many samples at once (a loop that the
+// compiler vectorises over samples), then work row by row with explicit vectors over channels.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "../problem.h"
+
+namespace dvis {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+constexpr int kCorners = 4;  // top left, top right, bottom left, bottom right
+constexpr int64_t kQueriesPerBlock = 16;  // of the backward pass: enough samples to fill a vector
+constexpr int64_t kMultipliesPerTask = 1 << 16;  // less than this is not worth a second thread
+
+// Vectors of the compiler (GCC and Clang), N elements wide.
+template <typename T, int N>
+struct Vector {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+
+template <typename T, int N>
+inline typename Vector<T, N>::type load(const T* from) {
+  typename Vector<T, N>::type result;
+  std::memcpy(&result, from, sizeof(result));
+  return result;
+}
+
+template <typename T, int N>
+inline void store(T* to, typename Vector<T, N>::type vector) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+// Sum of the elements, halving the width until one is left.
+template <typename T, int N>
+inline T sum(typename Vector<T, N>::type vector) {
+  if constexpr (N == 1) {
+    T result;
+    std::memcpy(&result, &vector, sizeof(result));
+    return result;
+  } else {
+    typename Vector<T, N / 2>::type low, high;
+    std::memcpy(&low, &vector, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&vector) + sizeof(low), sizeof(high));
+    return sum<T, N / 2>(low + high);
+  }
+}
+
+// Size and start of the level that each of a run of samples lies in.
+template <typename T>
+struct SampleLevels {
+  std::vector<T> width, height;
+  std::vector<int32_t> start;
+
+  // Samples of `repeats` heads or queries; each has `points` samples in every level from `first` to `last`.
+  SampleLevels(
+      const int64_t* shapes, const int64_t* starts, int64_t first, int64_t last, int64_t points, int64_t repeats) {
+    for (int64_t repeat = 0; repeat < repeats; ++repeat) {
+      for (int64_t level = first; level < last; ++level) {
+        height.insert(height.end(), points, static_cast<T>(shapes[2 * level]));
+        width.insert(width.end(), points, static_cast<T>(shapes[2 * level + 1]));
+        start.insert(start.end(), points, static_cast<int32_t>(starts[level]));
+      }
+    }
+  }
+};
+
+// Where a run of samples falls: the rows of its corners, and how far it lies from the top left one.
+template <typename T>
+struct Corners {
+  std::vector<int32_t> row[kCorners];  // negative for a corner that lies outside its level and counts as zero
+  std::vector<T> right, down;  // fractions of a pixel
+
+  explicit Corners(int64_t samples) : right(samples), down(samples) {
+    for (auto& rows : row) rows.resize(samples);
+  }
+};
+
+// Far away is as good as just outside, and so is NaN, for which every comparison is false.
+template <typename T>
+inline T at_most_just_outside(T coordinate, T size) {
+  const T above = coordinate > T(-2) ? coordinate : T(-2);
+  return above < size ? above : size;
+}
+
+template <typename T>
+inline int32_t floor_of(T coordinate) {
+  const int32_t truncated = static_cast<int32_t>(coordinate);
+  return truncated - (static_cast<T>(truncated) > coordinate ? 1 : 0);
+}
+
+// -1 (all bits set) if index is not in [0, size), else 0.
+inline int32_t outside(int32_t index, int32_t size) {
+  return (index | (size - 1 - index)) >> 31;
+}
+
+// Fill `corners`. One loop without branches over arrays that do not overlap, so that compilers vectorise it.
+template <typename T>
+__attribute__((noinline)) void locate(
+    int64_t samples,
+    const T* __restrict locations,
+    const T* __restrict widths,
+    const T* __restrict heights,
+    const int32_t* __restrict starts,
+    T* __restrict rights,
+    T* __restrict downs,
+    int32_t* __restrict top_left,
+    int32_t* __restrict top_right,
+    int32_t* __restrict bottom_left,
+    int32_t* __restrict bottom_right) {
+  for (int64_t i = 0; i < samples; ++i) {
+    const T x = at_most_just_outside(locations[2 * i] * widths[i] - T(0.5), widths[i]);
+    const T y = at_most_just_outside(locations[2 * i + 1] * heights[i] - T(0.5), heights[i]);
+    const int32_t x0 = floor_of(x), y0 = floor_of(y);
+    const int32_t width = static_cast<int32_t>(widths[i]), height = static_cast<int32_t>(heights[i]);
+    const int32_t left = outside(x0, width), right = outside(x0 + 1, width);
+    const int32_t top = outside(y0, height), bottom = outside(y0 + 1, height);
+    const int32_t first = starts[i] + y0 * width + x0;
+    rights[i] = x - static_cast<T>(x0);
+    downs[i] = y - static_cast<T>(y0);
+    top_left[i] = first | top | left;
+    top_right[i] = (first + 1) | top | right;
+    bottom_left[i] = (first + width) | bottom | left;
+    bottom_right[i] = (first + width + 1) | bottom | right;
+  }
+}
+
+template <typename T>
+void locate(int64_t samples, const T* locations, const SampleLevels<T>& levels, Corners<T>& corners) {
+  locate<T>(
+      samples,
+      locations,
+      levels.width.data(),
+      levels.height.data(),
+      levels.start.data(),
+      corners.right.data(),
+      corners.down.data(),
+      corners.row[0].data(),
+      corners.row[1].data(),
+      corners.row[2].data(),
+      corners.row[3].data());
+}
+
+// The attention of each sample times the bilinear weight of each of its corners.
+template <typename T>
+__attribute__((noinline)) void weigh(
+    int64_t samples,
+    const T* __restrict attention,
+    const T* __restrict rights,
+    const T* __restrict downs,
+    T* __restrict top_left,
+    T* __restrict top_right,
+    T* __restrict bottom_left,
+    T* __restrict bottom_right) {
+  for (int64_t i = 0; i < samples; ++i) {
+    const T right = rights[i], down = downs[i];
+    top_left[i] = attention[i] * (1 - right) * (1 - down);
+    top_right[i] = attention[i] * right * (1 - down);
+    bottom_left[i] = attention[i] * (1 - right) * down;
+    bottom_right[i] = attention[i] * right * down;
+  }
+}
+
+// output[0:N] = sum over samples and corners of weight * row[0:N]. Four independent sums hide the latency.
+template <typename T, int N>
+void add_rows(
+    T* output,
+    const T* value,
+    int64_t row_stride,
+    const T* zeros,
+    const int32_t* const rows[kCorners],
+    const T* const weights[kCorners],
+    int64_t samples) {
+  constexpr int kWidth = N * sizeof(T) < kVectorBytes ? N : kVectorBytes / sizeof(T);
+  constexpr int kVectors = N / kWidth;
+  typename Vector<T, kWidth>::type sums[kCorners][kVectors] = {};
+  for (int64_t i = 0; i < samples; ++i) {
+    for (int corner = 0; corner < kCorners; ++corner) {
+      const int32_t row = rows[corner][i];
+      const T* from = row < 0 ? zeros : value + row * row_stride;
+      const T weight = weights[corner][i];
+      for (int k = 0; k < kVectors; ++k) {
+        sums[corner][k] += weight * load<T, kWidth>(from + k * kWidth);
+      }
+    }
+  }
+  for (int k = 0; k < kVectors; ++k) {
+    store<T, kWidth>(output + k * kWidth, (sums[0][k] + sums[1][k]) + (sums[2][k] + sums[3][k]));
+  }
+}
+
+template <typename T>
+void forward(
+    const Problem& problem,
+    const T* value,
+    const int64_t* shapes,
+    const int64_t* starts,
+    const T* locations,
+    const T* attention,
+    T* output) {
+  const int64_t row_stride = problem.heads * problem.channels;
+  const int64_t samples = problem.samples_per_query();
+  const int64_t per_head = problem.samples_per_head();
+  const SampleLevels<T> levels(shapes, starts, 0, problem.levels, problem.points, problem.heads);
+  const std::vector<T> zeros(problem.channels, T(0));
+  constexpr int kWide = 2 * kVectorBytes / sizeof(T);
+  const int64_t grain = kMultipliesPerTask / std::max<int64_t>(1, samples * problem.channels * kCorners) + 1;
+
+  at::parallel_for(0, problem.batch * problem.queries, grain, [&](int64_t begin, int64_t end) {
+    Corners<T> corners(samples);
+    std::vector<T> weights[kCorners];
+    for (auto& weight : weights) weight.resize(samples);
+    for (int64_t query = begin; query < end; ++query) {
+      locate(samples, locations + 2 * query * samples, levels, corners);
+      weigh<T>(
+          samples,
+          attention + query * samples,
+          corners.right.data(),
+          corners.down.data(),
+          weights[0].data(),
+          weights[1].data(),
+          weights[2].data(),
+          weights[3].data());
+      const T* image = value + query / problem.queries * problem.pixels * row_stride;
+      for (int64_t head = 0; head < problem.heads; ++head) {
+        const int64_t first = head * per_head;
+        const int32_t* rows[kCorners];
+        const T* head_weights[kCorners];
+        for (int corner = 0; corner < kCorners; ++corner) {
+          rows[corner] = corners.row[corner].data() + first;
+          head_weights[corner] = weights[corner].data() + first;
+        }
+        const T* from = image + head * problem.channels;
+        T* to = output + query * row_stride + head * problem.channels;
+        int64_t channel = 0;
+        const auto add_while_left = [&](auto count) {
+          constexpr int kCount = decltype(count)::value;
+          for (; channel + kCount <= problem.channels; channel += kCount) {
+            add_rows<T, kCount>(
+                to + channel, from + channel, row_stride, zeros.data(), rows, head_weights, per_head);
+          }
+        };
+        add_while_left(std::integral_constant<int, kWide>());
+        add_while_left(std::integral_constant<int, 4>());
+        add_while_left(std::integral_constant<int, 1>());
+      }
+    }
+  });
+}
+
+// The four corners of one sample, seen from the backward pass.
+template <typename T>
+struct SampleGradient {
+  const T* value[kCorners];
+  T* grad_value[kCorners];
+  T weight[kCorners];  // bilinear
+  T attention, right, down;
+  // Inner products of output gradient and value: of the sample, and of its slopes along x and y.
+  T along_attention = 0, along_x = 0, along_y = 0;
+
+  // Take channels [channel, channel + N * count).
+  template <int N>
+  void take(const T* grad_output, int64_t channel, int64_t count) {
+    typename Vector<T, N>::type products[kCorners] = {};
+    for (const int64_t end = channel + N * count; channel < end; channel += N) {
+      const auto grad = load<T, N>(grad_output + channel);
+      for (int corner = 0; corner < kCorners; ++corner) {
+        products[corner] += grad * load<T, N>(value[corner] + channel);
+        T* to = grad_value[corner] + channel;
+        store<T, N>(to, load<T, N>(to) + (weight[corner] * attention) * grad);
+      }
+    }
+    const auto across_top = products[1] - products[0], across_bottom = products[3] - products[2];
+    const auto down_left = products[2] - products[0], down_right = products[3] - products[1];
+    along_x += sum<T, N>((1 - down) * across_top + down * across_bottom);
+    along_y += sum<T, N>((1 - right) * down_left + right * down_right);
+    along_attention += sum<T, N>(
+        (weight[0] * products[0] + weight[1] * products[1]) + (weight[2] * products[2] + weight[3] * products[3]));
+  }
+};
+
+// One (image, head, level) is one task: no two tasks share rows of the value gradient, so nothing is locked and
+// the sums do not depend on the number of threads.
+template <typename T>
+void backward(
+    const Problem& problem,
+    const T* value,
+    const int64_t* shapes,
+    const int64_t* starts,
+    const T* locations,
+    const T* attention,
+    const T* grad_output,
+    T* grad_value,
+    T* grad_locations,
+    T* grad_attention) {
+  constexpr int kWidth = kVectorBytes / sizeof(T);
+  const int64_t row_stride = problem.heads * problem.channels;
+  const int64_t tasks = problem.batch * problem.heads * problem.levels;
+  const int64_t points = problem.points;
+  const int64_t per_task = problem.queries * points * problem.channels * kCorners;
+  const int64_t grain = kMultipliesPerTask / std::max<int64_t>(1, per_task) + 1;
+
+  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    const std::vector<T> zeros(problem.channels, T(0));
+    std::vector<T> discarded(problem.channels, T(0));  // takes the gradient of corners outside
+    std::vector<T> block_locations(2 * kQueriesPerBlock * points);
+    Corners<T> corners(kQueriesPerBlock * points);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t level = task % problem.levels;
+      const int64_t head = task / problem.levels % problem.heads;
+      const int64_t image = task / problem.levels / problem.heads;
+      const int64_t rows_offset = image * problem.pixels * row_stride + head * problem.channels;
+      const SampleLevels<T> levels(shapes, starts, level, level + 1, points, kQueriesPerBlock);
+      const T height = static_cast<T>(shapes[2 * level]), width = static_cast<T>(shapes[2 * level + 1]);
+      for (int64_t first = 0; first < problem.queries; first += kQueriesPerBlock) {
+        const int64_t queries = std::min(kQueriesPerBlock, problem.queries - first);
+        const auto sample_of = [&](int64_t query) {  // the block's query's first point in this head and level
+          return (((image * problem.queries + first + query) * problem.heads + head) * problem.levels + level) *
+              points;
+        };
+        for (int64_t query = 0; query < queries; ++query) {
+          std::copy_n(locations + 2 * sample_of(query), 2 * points, block_locations.begin() + 2 * query * points);
+        }
+        locate(queries * points, block_locations.data(), levels, corners);
+        for (int64_t query = 0; query < queries; ++query) {
+          const T* grad = grad_output + (image * problem.queries + first + query) * row_stride +
+              head * problem.channels;
+          for (int64_t point = 0; point < points; ++point) {
+            const int64_t local = query * points + point;
+            const int64_t sample = sample_of(query) + point;
+            const T right = corners.right[local], down = corners.down[local];
+            SampleGradient<T> gradient;
+            gradient.attention = attention[sample];
+            gradient.right = right;
+            gradient.down = down;
+            gradient.weight[0] = (1 - right) * (1 - down);
+            gradient.weight[1] = right * (1 - down);
+            gradient.weight[2] = (1 - right) * down;
+            gradient.weight[3] = right * down;
+            for (int corner = 0; corner < kCorners; ++corner) {
+              const int32_t row = corners.row[corner][local];
+              const int64_t offset = rows_offset + row * row_stride;
+              gradient.value[corner] = row < 0 ? zeros.data() : value + offset;
+              gradient.grad_value[corner] = row < 0 ? discarded.data() : grad_value + offset;
+            }
+            const int64_t whole = problem.channels / kWidth, rest = problem.channels % kWidth;
+            gradient.template take<kWidth>(grad, 0, whole);
+            if (rest > 0) gradient.template take<1>(grad, whole * kWidth, rest);
+            grad_attention[sample] = gradient.along_attention;
+            grad_locations[2 * sample] = gradient.attention * width * gradient.along_x;
+            grad_locations[2 * sample + 1] = gradient.attention * height * gradient.along_y;
+          }
+        }
+      }
+    }
+  });
+}
+
+// The levels must lie inside value: their rows are read without another look.
+void check_levels(const Problem& problem, const int64_t* shapes, const int64_t* starts) {
+  for (int64_t level = 0; level < problem.levels; ++level) {
+    const int64_t height = shapes[2 * level], width = shapes[2 * level + 1], start = starts[level];
+    const bool fits = height >= 0 && width >= 0 && start >= 0 && height <= problem.pixels &&
+        width <= problem.pixels && start <= problem.pixels && height * width <= problem.pixels - start;
+    TORCH_CHECK_VALUE(
+        fits,
+        "level ", level, " of ", height, " x ", width, " pixels starting at ", start,
+        " lies outside value with ", problem.pixels, " pixels");
+  }
+}
+
+at::Tensor forward_cpu(
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations,
+    const at::Tensor& attention_weights) {
+  const Problem problem = check_problem(
+      value, spatial_shapes, level_start_index, sampling_locations, attention_weights, value.scalar_type());
+  const int64_t* shapes = spatial_shapes.const_data_ptr<int64_t>();
+  const int64_t* starts = level_start_index.const_data_ptr<int64_t>();
+  check_levels(problem, shapes, starts);
+  at::Tensor output =
+      at::empty({problem.batch, problem.queries, problem.heads * problem.channels}, value.options());
+  const auto run = [&](auto example) {
+    using T = decltype(example);
+    forward<T>(
+        problem,
+        value.const_data_ptr<T>(),
+        shapes,
+        starts,
+        sampling_locations.const_data_ptr<T>(),
+        attention_weights.const_data_ptr<T>(),
+        output.mutable_data_ptr<T>());
+  };
+  if (value.scalar_type() == at::kDouble) {
+    run(double());
+  } else {
+    run(float());
+  }
+  return output;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& sampling_locations,
+    const at::Tensor& attention_weights,
+    const at::Tensor& grad_output) {
+  const Problem problem = check_problem(
+      value, spatial_shapes, level_start_index, sampling_locations, attention_weights, value.scalar_type());
+  const int64_t* shapes = spatial_shapes.const_data_ptr<int64_t>();
+  const int64_t* starts = level_start_index.const_data_ptr<int64_t>();
+  check_levels(problem, shapes, starts);
+  check_contiguous(grad_output, value.device(), "grad_output");
+  TORCH_CHECK_VALUE(
+      grad_output.numel() == problem.batch * problem.queries * problem.heads * problem.channels &&
+          grad_output.scalar_type() == value.scalar_type(),
+      "grad_output must be B Lq M*D of value's type, got ",
+      grad_output.sizes());
+  at::Tensor grad_value = at::zeros_like(value);
+  at::Tensor grad_locations = at::empty_like(sampling_locations);
+  at::Tensor grad_attention = at::empty_like(attention_weights);
+  const auto run = [&](auto example) {
+    using T = decltype(example);
+    backward<T>(
+        problem,
+        value.const_data_ptr<T>(),
+        shapes,
+        starts,
+        sampling_locations.const_data_ptr<T>(),
+        attention_weights.const_data_ptr<T>(),
+        grad_output.const_data_ptr<T>(),
+        grad_value.mutable_data_ptr<T>(),
+        grad_locations.mutable_data_ptr<T>(),
+        grad_attention.mutable_data_ptr<T>());
+  };
+  if (value.scalar_type() == at::kDouble) {
+    run(double());
+  } else {
+    run(float());
+  }
+  return {grad_value, grad_locations, grad_attention};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(dvis, library) {
+  library.def(
+      "ms_deform_attn_cpp_forward(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
+      "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
+  library.def(
+      "ms_deform_attn_cpp_backward(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
+      "Tensor sampling_locations, Tensor attention_weights, Tensor grad_output) -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(dvis, CPU, library) {
+  library.impl("ms_deform_attn_cpp_forward", &forward_cpu);
+  library.impl("ms_deform_attn_cpp_backward", &backward_cpu);
+}
+
+}  // namespace dvis
