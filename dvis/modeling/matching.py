@@ -5,13 +5,19 @@ Letters: B videos, T frames, Q queries, C channels, N ground-truth objects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["NonFiniteError", "gather_queries", "match_frames", "match_queries"]
+from dvis.modeling.targets import ABSENT
+from mask2former.modeling.matcher import Indices, MatchingWeights, assign, matching_cost
+
+__all__ = ["FirstAppearanceMatcher", "NonFiniteError", "gather_queries", "match_frames", "match_queries"]
 
 
 class NonFiniteError(FloatingPointError):
@@ -102,3 +108,90 @@ def gather_queries(values: Tensor, order: Tensor) -> Tensor:
     """Reorder the queries of ``values`` (``B T Q ...``): slot i gets query ``order[i]`` (``B T Q`` int64)."""
     index = order.reshape(*order.shape, *[1] * (values.dim() - 3))
     return torch.take_along_dim(values, index, dim=2)
+
+
+@dataclass(frozen=True)
+class FirstAppearanceMatcher:
+    """Match each object of a clip to a slot in the frame where it appears first; the slot then is its own.
+
+    It takes the frames of one clip where an image matcher takes a batch of images.
+
+    Attributes:
+        weights: of the class, mask and dice costs.
+        num_points: points at which masks are compared.
+        shared: let objects that appear in different frames have the same slot, as the published DVIS does
+            (it means to prevent that, but never notes which slots are taken).
+    """
+
+    weights: MatchingWeights
+    num_points: int
+    shared: bool = False
+
+    @torch.no_grad()
+    def __call__(
+        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[Indices]:
+        """Match.
+
+        Args:
+            outputs: of the T frames of a clip, in slot order: ``pred_logits`` ``T Q K+1``, ``pred_masks``
+                ``T Q 1 h w``.
+            targets: T frames that each list all N objects: ``labels`` ``N``, ``ids`` ``N 1`` (-1: not
+                visible), ``masks`` ``N 1 H W``.
+
+        Returns:
+            The matched (slot, object) indices, the same for each of the T frames. Objects are left out
+            where slots do not suffice.
+
+        Raises:
+            NonFiniteError: if a cost is not finite; names the frame and the tensor at fault.
+
+        Source: DVIS (arXiv:2306.03413), section 3.2, equations 3 and 4.
+        """
+        visible = torch.cat([target["ids"] for target in targets], dim=1).cpu() != ABSENT  # N T
+        first = visible.int().argmax(dim=1)
+        frames = torch.unique(first).tolist()
+        objects = [torch.nonzero(first == t)[:, 0] for t in frames]
+        if not frames:
+            none = torch.zeros(0, dtype=torch.int64)
+            return [(none, none)] * len(targets)
+        costs = [
+            self._cost(outputs, targets[t], t, appearing)
+            for t, appearing in zip(frames, objects, strict=True)
+        ]
+        # One transfer for all frames: each would wait for the device.
+        parts = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])
+        slots, found = [], []
+        free = np.arange(outputs["pred_logits"].shape[1])
+        for t, appearing, cost, part in zip(frames, objects, costs, parts, strict=True):
+            if not part.isfinite().all():
+                raise NonFiniteError(_blame(outputs, t))
+            rows, columns = assign(part.view(cost.shape).numpy()[free])
+            slots.append(torch.from_numpy(free)[rows])
+            found.append(appearing[columns])
+            if not self.shared:
+                free = np.setdiff1d(free, slots[-1].numpy())
+        return [(torch.cat(slots), torch.cat(found))] * len(targets)
+
+    def _cost(
+        self, outputs: Mapping[str, Tensor], target: Mapping[str, Tensor], t: int, objects: Tensor
+    ) -> Tensor:
+        """Cost ``Q n`` of the given objects in frame ``t``."""
+        objects = objects.to(target["labels"].device)
+        return matching_cost(
+            outputs["pred_logits"][t],
+            outputs["pred_masks"][t],
+            target["labels"][objects],
+            target["masks"][objects],
+            num_points=self.num_points,
+            weights=self.weights,
+        )
+
+
+def _blame(outputs: Mapping[str, Tensor], t: int) -> str:
+    """Say which prediction of frame ``t`` makes a matching cost infinite or not a number."""
+    broken = [name for name in ("pred_logits", "pred_masks") if not outputs[name][t].isfinite().all()]
+    cause = (
+        f"not finite: {', '.join(broken)}" if broken else "the predictions are finite, the cost overflowed"
+    )
+    return f"the matching cost in frame {t} of the clip is not finite ({cause})"
