@@ -125,7 +125,7 @@ def test_guided_matching_may_differ_per_layer() -> None:
 
 
 def test_batch_equals_its_clips() -> None:
-    """With matching given and all points kept, two clips at once are the mean of the clips, weighted by objects."""
+    """With matching given and many points, the losses of two clips are the mean of those of each."""
     outputs, targets = clips(counts=(2, 2))
     indices = [(torch.tensor([0, 1]), torch.tensor([0, 1])), (torch.tensor([3, 4]), torch.tensor([1, 0]))]
     model = criterion(num_points=4000, importance_sample_ratio=0.0, oversample_ratio=1.0)

@@ -60,7 +60,7 @@ def test_images_of_a_batch_do_not_mix() -> None:
 
 
 def plain_window_attention(module: WindowAttention, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One window and one head at a time: ``n C`` per window."""
+    """One window and one head at a time."""
     windows = []
     for window, blocked in zip(x, mask, strict=True):
         query, key, value = module.qkv(window).chunk(3, dim=-1)
@@ -84,7 +84,8 @@ def test_window_attention_matches_plain_form() -> None:
     for blocked in (None, mask):
         plain_mask = torch.zeros_like(mask) if blocked is None else blocked
         for i in range(2):
-            torch.testing.assert_close(module(x, blocked)[i], plain_window_attention(module, x[i], plain_mask))
+            expected = plain_window_attention(module, x[i], plain_mask)
+            torch.testing.assert_close(module(x, blocked)[i], expected)
 
 
 def test_shifted_mask_separates_what_was_rolled_in() -> None:
@@ -127,7 +128,8 @@ def test_drop_path() -> None:
     assert torch.equal(dropped[kept], x[kept] / 0.75)
     assert not dropped[~kept].any()
     assert abs(kept.float().mean() - 0.75) < 0.05
-    rates = [module.drop_path_rate for module in SwinTransformer(**SMALL).modules() if isinstance(module, SwinBlock)]
+    modules = SwinTransformer(**SMALL).modules()
+    rates = [module.drop_path_rate for module in modules if isinstance(module, SwinBlock)]
     assert rates == pytest.approx([0, 0.2 / 3, 0.4 / 3, 0.2])
 
 

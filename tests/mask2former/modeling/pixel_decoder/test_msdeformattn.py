@@ -67,7 +67,8 @@ def test_outputs_match_golden() -> None:
     assert relative_error(first_layer[0][:, ::5, ::4], golden["encoder_layer0"]) < 1e-4
     assert relative_error(mask_features[:, ::4, ::2, ::2], golden["mask_features"]) < 1e-4
     assert torch.equal(coarsest, scales[0])
-    for name, output in {"mask_features": mask_features, **{f"ms_{i}": s for i, s in enumerate(scales)}}.items():
+    outputs = {"mask_features": mask_features, **{f"ms_{i}": scale for i, scale in enumerate(scales)}}
+    for name, output in outputs.items():
         stats = torch.stack([output.mean(), output.std(), output.abs().max(), output.abs().sum()])
         assert relative_error(stats, golden[f"{name}_stats"]) < 1e-4
     for i, scale in enumerate(scales):

@@ -72,13 +72,16 @@ def golden_run() -> tuple[dict[str, Any], dict[str, Any]]:
         return golden, model(scales, mask_features, with_aux=True)
 
 
+def statistics(x: Tensor) -> Tensor:
+    return torch.stack([x.mean(), x.std(), x.abs().max(), x.abs().sum()])
+
+
 def test_outputs_match_golden(golden_run: tuple[dict[str, Any], dict[str, Any]]) -> None:
     golden, outputs = golden_run
     assert relative_error(outputs["pred_logits"][None], golden["pred_logits"]) < 1e-4
     masks = outputs["pred_masks"].transpose(0, 1)[None]
     assert relative_error(masks[..., ::3, ::3], golden["pred_masks"]) < 1e-4
-    stats = torch.stack([masks.mean(), masks.std(), masks.abs().max(), masks.abs().sum()])
-    assert relative_error(stats, golden["pred_masks_stats"]) < 1e-4
+    assert relative_error(statistics(masks), golden["pred_masks_stats"]) < 1e-4
     assert relative_error(outputs["pred_embeds"].permute(2, 0, 1)[None], golden["pred_embds"]) < 1e-4
 
 
@@ -90,12 +93,14 @@ def test_auxiliary_outputs_match_golden(golden_run: tuple[dict[str, Any], dict[s
         assert relative_error(aux[i]["pred_logits"][None], golden[f"aux{i}_logits"]) < 1e-4
     masks = aux[0]["pred_masks"].transpose(0, 1)[None]
     assert relative_error(masks[..., ::3, ::3], golden["aux0_masks"]) < 1e-4
-    stats = [torch.stack([m.mean(), m.std(), m.abs().max(), m.abs().sum()]) for m in (a["pred_masks"] for a in aux)]
-    assert relative_error(torch.stack(stats), golden["aux_mask_stats"]) < 1e-4
+    stats = torch.stack([statistics(layer["pred_masks"]) for layer in aux])
+    assert relative_error(stats, golden["aux_mask_stats"]) < 1e-4
 
 
-def plain_decoder(model: MultiScaleMaskedTransformerDecoder, scales: list[Tensor], mask_features: Tensor) -> Tensor:
-    """Final mask logits with full-size masks at every layer, resized afterwards, as the paper describes it."""
+def plain_decoder(
+    model: MultiScaleMaskedTransformerDecoder, scales: list[Tensor], mask_features: Tensor
+) -> Tensor:
+    """Final mask logits; masks are made at full size at every layer and resized afterwards."""
     n = len(mask_features)
     x = model.query_feat.weight.expand(n, -1, -1)
     pos = model.query_embed.weight
@@ -172,7 +177,8 @@ def test_input_projection_where_channels_differ() -> None:
 def test_gradients_reach_every_parameter() -> None:
     model = decoder(**SMALL).double().train()
     outputs = model(*small_inputs())
-    total = sum(o["pred_logits"].square().sum() + o["pred_masks"].square().sum() for o in (outputs, *outputs["aux_outputs"]))
+    layers = (outputs, *outputs["aux_outputs"])
+    total = sum(layer["pred_logits"].square().sum() + layer["pred_masks"].square().sum() for layer in layers)
     total.backward()
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
@@ -216,5 +222,6 @@ def test_bad_settings_are_refused() -> None:
         build_transformer_decoder(tiny_cfg(MODEL__MASK_FORMER__DEC_LAYERS=1), 32)
     with pytest.raises(ValueError, match="mask classification"):
         decoder(**SMALL, mask_classification=False)
+    scales, mask_features = small_inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match="expected 3 feature levels, got 2"):
-        decoder(**SMALL)(*(lambda scales, features: (scales[:2], features))(*small_inputs(dtype=torch.float32)))
+        decoder(**SMALL)(scales[:2], mask_features)
