@@ -1,6 +1,4 @@
-"""Normalisation layers."""
-
-from __future__ import annotations
+"""Normalisation layers. Annotations are not postponed, because TorchScript reads those of the buffers."""
 
 import logging
 from collections.abc import Callable
@@ -8,7 +6,6 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
-from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 from torch.nn import functional as F
 
@@ -177,7 +174,7 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         num_images, channels = input.shape[0], input.shape[1]
         if self._stats_mode == "":
             assert num_images > 0, 'SyncBatchNorm(stats_mode="") does not support zero batch size.'
-            moments = differentiable_all_reduce(_moments(input)) * (1.0 / comm.get_world_size())
+            moments = _sum_over_processes(_moments(input)) * (1.0 / comm.get_world_size())
             momentum: float | torch.Tensor = self.momentum
         else:
             if num_images == 0:
@@ -185,12 +182,19 @@ class NaiveSyncBatchNorm(BatchNorm2d):
                 sums = sums + input.sum()  # connects the input to the graph
             else:
                 sums = torch.cat([_moments(input), input.new_ones(1)]) * num_images
-            sums = differentiable_all_reduce(sums)
+            sums = _sum_over_processes(sums)
             total = sums[-1].detach()
             momentum = total.clamp(max=1) * self.momentum  # nothing is learned from no images
             moments = sums[:-1] / total.clamp(min=1)
         mean, mean_of_squares = torch.split(moments, channels)
         return mean, mean_of_squares - mean * mean, momentum
+
+
+def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+    """All-reduce through which gradients flow back to every process."""
+    from torch.distributed.nn import functional
+
+    return functional.all_reduce(x)
 
 
 def _moments(x: torch.Tensor) -> torch.Tensor:
