@@ -28,7 +28,7 @@ PROJECTS = {
 INTENDED: dict[str, tuple[Callable[[str, str], bool], str]] = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (
         lambda project, name: Path(name).name.startswith("Base-"),
-        "the base files leave detectron2's 54 classes in place, which fit none of the data sets; ours have theirs",
+        "the base files keep detectron2's 54 classes, which fit none of the data sets; ours have the set's",
     ),
     "SEED": (
         lambda project, name: project != "DVIS",
