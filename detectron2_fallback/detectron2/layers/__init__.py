@@ -1,6 +1,6 @@
 """Layers that models are built from."""
 
-from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
+from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from .nms import batched_nms, nms
 from .shape_spec import ShapeSpec
@@ -26,7 +26,6 @@ __all__ = [
     "CycleBatchNormList",
     "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
-    "LayerNorm",
     "Linear",
     "NaiveSyncBatchNorm",
     "ShapeSpec",

@@ -5,12 +5,12 @@ Annotations are written for TorchScript, which reads neither ``X | Y`` nor postp
 
 import warnings
 from collections.abc import Callable
-from typing import Any, List, Optional, Tuple, Union  # noqa: UP035  (TorchScript)
+from typing import Any, List, Optional  # noqa: UP035  (TorchScript)
 
 import torch
 from torch.nn import functional as F
 
-# ruff: noqa: UP006, UP007, UP045  (TorchScript)
+# ruff: noqa: UP006, UP045  (TorchScript)
 
 
 def shapes_to_tensor(x: List[int], device: Optional[torch.device] = None) -> torch.Tensor:
@@ -97,7 +97,7 @@ interpolate = F.interpolate
 Linear = torch.nn.Linear
 
 
-def nonzero_tuple(x: torch.Tensor) -> Union[Tuple[torch.Tensor, ...], List[torch.Tensor]]:
+def nonzero_tuple(x: torch.Tensor):  # tuple or, in TorchScript, list, which its types cannot say
     """Like ``x.nonzero(as_tuple=True)``, also in TorchScript, where it gives a list."""
     if torch.jit.is_scripting():
         if x.dim() == 0:

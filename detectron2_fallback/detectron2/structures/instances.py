@@ -93,13 +93,13 @@ class Instances:
             ret.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
         return ret
 
-    def __getitem__(self, item: int | slice | torch.BoolTensor) -> Instances:
+    def __getitem__(self, item: int | slice | list[int] | torch.Tensor) -> Instances:
         """Index all fields; an int gives one instance.
 
         Raises:
             IndexError: if an int is out of range.
         """
-        if type(item) is int:
+        if type(item) is int:  # not bool, which is one too
             if item >= len(self) or item < -len(self):
                 raise IndexError("Instances index out of range!")
             item = slice(item, None, len(self))

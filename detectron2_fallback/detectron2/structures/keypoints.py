@@ -40,7 +40,7 @@ class Keypoints:
     def device(self) -> torch.device:
         return self.tensor.device
 
-    def __getitem__(self, item: int | slice | torch.BoolTensor) -> Keypoints:
+    def __getitem__(self, item: int | slice | list[int] | torch.Tensor) -> Keypoints:
         """Index instances; an int gives one."""
         if isinstance(item, int):
             return Keypoints(self.tensor[item][None])

@@ -94,7 +94,7 @@ class BitMasks:
     def device(self) -> torch.device:
         return self.tensor.device
 
-    def __getitem__(self, item: int | slice | torch.BoolTensor) -> BitMasks:
+    def __getitem__(self, item: int | slice | list[int] | torch.Tensor) -> BitMasks:
         """Index objects; an int gives one. Storage may be shared.
 
         Raises:
