@@ -31,6 +31,8 @@ from detectron2.layers.wrappers import empty_input_loss_func_wrapper
 from torch import nn
 from torch.nn import functional as F
 
+import detectron2_fallback
+
 
 def trained_norm(channels: int = 6) -> nn.BatchNorm2d:
     torch.manual_seed(0)
@@ -157,6 +159,21 @@ def test_frozen_batch_norm_versions() -> None:
     assert frozen.running_mean.tolist() == [0, 0]
     assert frozen.running_var.tolist() == [1, 1]
     assert frozen.state_dict()._metadata[""]["version"] == 3
+
+
+@pytest.mark.skipif(not detectron2_fallback.is_bundled(), reason="builds of upstream differ")
+def test_frozen_batch_norm_version_2_had_no_epsilon() -> None:
+    norm = trained_norm()
+    frozen = FrozenBatchNorm2d(6, eps=1e-3)
+    state = frozen.state_dict()
+    state["running_var"] = norm.running_var.clone()
+    state._metadata[""]["version"] = 2
+    frozen.load_state_dict(state)
+    torch.testing.assert_close(frozen.running_var, norm.running_var - 1e-3)
+    assert torch.equal(state["running_var"], norm.running_var)  # the caller's tensor stays
+    # Plain batch norm also writes "version 2", and means another thing by it.
+    frozen.load_state_dict(norm.state_dict(), strict=False)
+    assert torch.equal(frozen.running_var, norm.running_var)
 
 
 @pytest.mark.parametrize(

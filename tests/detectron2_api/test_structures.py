@@ -25,6 +25,7 @@ from detectron2.structures import (
 )
 from detectron2.structures.boxes import matched_pairwise_iou, pairwise_intersection
 from detectron2.structures.masks import polygon_area, rasterize_polygons_within_box
+from detectron2.utils.testing import assert_instances_allclose, random_boxes, reload_script_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -268,6 +269,26 @@ def test_instances_copy_and_pickle() -> None:
     assert copy.copy(instances).names is instances.names
 
 
+def test_instances_comparison() -> None:
+    def make(scale: float = 1.0, size: tuple[int, int] = (4, 5), classes: int = 2) -> Instances:
+        boxes = Boxes(torch.ones(2, 4) * scale)
+        return Instances(size, boxes=boxes, classes=torch.full((2,), classes))
+
+    assert_instances_allclose(make(), make(1 + 1e-7))
+    assert_instances_allclose(make(), make(), size_as_tensor=True)
+    for other in (make(1.01), make(size=(5, 4)), make(classes=3), Instances((4, 5))):
+        with pytest.raises(AssertionError):
+            assert_instances_allclose(make(), other)
+    with pytest.raises(ValueError, match="names"):
+        assert_instances_allclose(Instances((4, 5), names=["a"]), Instances((4, 5), names=["a"]))
+
+
+def test_random_boxes() -> None:
+    boxes = Boxes(random_boxes(20, max_coord=50))
+    assert boxes.nonempty().all()
+    assert boxes.inside_box((51, 51)).all()
+
+
 # ------------------------------------------------------------------ masks
 
 
@@ -462,7 +483,7 @@ def test_scripting() -> None:
         return ImageList.from_tensors([a, b])
 
     boxes = torch.rand(3, 4)
-    area, twice = torch.jit.script(areas)(boxes)
+    area, twice = reload_script_model(torch.jit.script(areas))(boxes)
     assert torch.equal(area, Boxes(boxes).area())
     assert torch.equal(twice, torch.cat([boxes, boxes]))
     images = torch.jit.script(pad)(torch.rand(10, 20), torch.rand(12, 15))

@@ -67,7 +67,3 @@ def collect_env_info() -> str:
         *[(name, os.environ[name]) for name in _VARIABLES if name in os.environ],
     ]
     return tabulate(rows) + "\n" + torch.__config__.show()
-
-
-if __name__ == "__main__":
-    print(collect_env_info())  # noqa: T201  (`python -m detectron2.utils.collect_env`)
