@@ -1,0 +1,211 @@
+"""Loaders for training and inference, from the configuration."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch.utils.data import Dataset
+
+from dvis.data.datasets import DATASETS, DatasetSpec, get_spec
+from dvis.data.errors import MissingDataError
+from dvis.data.mapper import ClipMapper, VideoMapper, clip_mapper_from_config
+from dvis.data.samplers import ClipKey, ClipStream
+
+__all__ = ["ClipDataset", "build_test_loader", "build_train_loader", "check_datasets"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Training clips of several data sets, by `ClipKey`.
+
+    Args:
+        sources: per data set its records and the mapper that makes a clip of one.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Sequence[dict[str, Any]], ClipMapper]]) -> None:
+        # Records are kept serialised, so that worker processes share their memory.
+        self.sources = [(DatasetFromList(list(records), copy=False), mapper) for records, mapper in sources]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(records) for records, _ in self.sources]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __getitem__(self, key: ClipKey) -> dict[str, Any]:
+        records, mapper = self.sources[key.dataset]
+        return mapper(records[key.video], np.random.default_rng(key.seed))
+
+
+def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
+    """An endless loader of training batches over all data sets of ``DATASETS.TRAIN``.
+
+    Which clips come, in which order and how they are augmented depends on ``SEED`` only, not on the number of
+    workers.
+
+    Args:
+        cfg: the configuration.
+        start_iter: number of batches to leave out, to continue a stopped run.
+
+    Raises:
+        KeyError: for a data set that is not known.
+        ValueError: for settings that do not fit, see :func:`check_datasets`.
+        MissingDataError, BrokenDataError: see ``DatasetSpec.load``.
+    """
+    specs = _training_specs(cfg)
+    sources = []
+    for spec, need_map in zip(specs, cfg.DATASETS.DATASET_NEED_MAP, strict=True):
+        class_map = spec.class_map_to(specs[-1]) if need_map else None
+        mapper = clip_mapper_from_config(cfg, spec.kind, spec.reader(), class_map)
+        sources.append((_trainable(cfg, spec, spec.load(), class_map), mapper))
+    dataset = ClipDataset(sources)
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler, got {cfg.DATALOADER.SAMPLER_TRAIN!r}"
+        )
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    stream = ClipStream(
+        dataset.sizes, cfg.DATASETS.DATASET_RATIO, seed, start=start_iter * cfg.SOLVER.IMS_PER_BATCH
+    )
+    for spec, size in zip(specs, dataset.sizes, strict=True):
+        logger.info("Training on %s: %d videos", spec.name, size)
+    return build_detection_train_loader(
+        dataset=dataset,
+        mapper=None,
+        sampler=stream,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+    """A loader of the videos of a data set, one per batch, each process its share; see `VideoMapper`.
+
+    Frames are decoded in the process that uses them, ahead by as many as ``DATALOADER.NUM_WORKERS``.
+
+    Raises:
+        KeyError: if the data set is not known.
+        MissingDataError, BrokenDataError: see ``DatasetSpec.load``.
+    """
+    mapper = VideoMapper(
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT, cfg.DATALOADER.NUM_WORKERS
+    )
+    records = get_spec(dataset_name).load()
+    # A worker would only hand over file names.
+    return build_detection_test_loader(
+        dataset=DatasetFromList(records, copy=False), mapper=mapper, num_workers=0
+    )
+
+
+def check_datasets(cfg: CfgNode, training: bool = True) -> None:
+    """Find out early whether the configured data sets are known, present and fit the model.
+
+    Args:
+        cfg: the configuration.
+        training: also check what training needs.
+
+    Raises:
+        KeyError: for a data set that is not known; suggests a name.
+        ValueError: for lists of different lengths, a kind that is not the data set's, or a number of classes
+            that is not that of the model.
+        MissingDataError: if a file or folder is missing.
+    """
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if training else [*cfg.DATASETS.TEST]
+    for name in names:
+        _check_name(name)
+    if training:
+        if not cfg.DATASETS.TRAIN:
+            raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
+        if all(name in DATASETS for name in cfg.DATASETS.TRAIN):
+            target = _training_specs(cfg)[-1]
+            num_classes = len(target.class_names())
+            if num_classes != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, "
+                    f"but {target.name} has {num_classes} classes"
+                )
+    for name in names:
+        if name in DATASETS:
+            DATASETS[name].check_files()
+        else:
+            _check_foreign_files(name)
+
+
+def _check_name(name: str) -> None:
+    known = sorted({*DATASETS, *DatasetCatalog.list()})
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise KeyError(f"data set {name!r} is not known; {hint}")
+
+
+def _check_foreign_files(name: str) -> None:
+    """Check the files of a data set that detectron2 or the user registered, as far as its metadata names
+    them.
+    """
+    metadata = MetadataCatalog.get(name)
+    for key in ("json_file", "panoptic_json", "image_root"):
+        path = metadata.get(key)
+        if path and not PathManager.exists(path):
+            raise MissingDataError(
+                f"data set {name}: {path} is missing; set the environment variable DETECTRON2_DATASETS "
+                "to the folder that holds the data sets"
+            )
+
+
+def _training_specs(cfg: CfgNode) -> list[DatasetSpec]:
+    """Data sets of ``DATASETS.TRAIN``, after checking what the other lists say about them."""
+    names = list(cfg.DATASETS.TRAIN)
+    for key in ("DATASET_TYPE", "DATASET_RATIO", "DATASET_NEED_MAP"):
+        if len(cfg.DATASETS[key]) != len(names):
+            raise ValueError(
+                f"DATASETS.{key} has {len(cfg.DATASETS[key])} entries for {len(names)} data sets in "
+                f"DATASETS.TRAIN: {', '.join(names)}"
+            )
+    specs = [get_spec(name) for name in names]
+    for spec, kind in zip(specs, cfg.DATASETS.DATASET_TYPE, strict=True):
+        if spec.kind != kind:
+            raise ValueError(f"DATASETS.DATASET_TYPE says {kind} for {spec.name}, which is {spec.kind}")
+    return specs
+
+
+def _trainable(
+    cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]], class_map: dict[int, int] | None
+) -> list[dict[str, Any]]:
+    """Records that can be trained on: with frames, with ground truth and, if configured, with objects."""
+    key = {"instance": "annotations", "panoptic": "segments_infos", "semantic": "sem_seg_file_names"}
+    wanted = key[spec.kind.split("_")[1]]
+    kept = [record for record in records if record["length"] and wanted in record]
+    if records and not kept:
+        raise ValueError(f"data set {spec.name} has no ground truth to train on ({spec.annotation_path})")
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and wanted == "annotations":
+        kept = [record for record in kept if _has_object(record, class_map)]
+    if len(kept) < len(records):
+        logger.info("%s: %d videos without objects left out", spec.name, len(records) - len(kept))
+    return kept
+
+
+def _has_object(record: dict[str, Any], class_map: dict[int, int] | None) -> bool:
+    return any(
+        not annotation["iscrowd"]
+        and any(annotation["segmentations"])
+        and (class_map is None or annotation["category_id"] in class_map)
+        for annotation in record["annotations"]
+    )

@@ -1,0 +1,581 @@
+"""The data sets under their published names: where their files lie and how they are loaded.
+
+Importing this module registers names with detectron2's catalogs and opens no file of a data set. Files are
+looked for below the folder in the environment variable ``DETECTRON2_DATASETS`` (default ``./datasets``) when
+a data set is loaded.
+
+A loaded data set is a list of *records*, one per video; an image is a video of one frame:
+
+    video_id            as in the annotation file
+    source              the annotation file, for messages
+    file_names          image of each frame
+    length              number of frames
+    height, width       in pixels (absent for semantic data, which does not say)
+    annotations         instances: list of {id, category_id, iscrowd, segmentations (per frame, or None)}
+    pan_seg_file_names  panoptic: PNG of each frame, and
+    segments_infos      per frame a list of {id, category_id, iscrowd}
+    sem_seg_file_names  semantic: label map of each frame
+
+``category_id`` is the class index. Records of splits without public ground truth have none of the last four.
+
+Source: data set formats as published by the benchmarks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dvis.data.categories import load_categories, load_mapping
+from dvis.data.errors import BrokenDataError, MissingDataError
+from dvis.data.files import read_json
+from dvis.data.readers import AnnotationReader, read_instances, read_panoptic, semantic_reader
+
+__all__ = [
+    "DATASETS",
+    "KINDS",
+    "DatasetSpec",
+    "data_root",
+    "get_spec",
+    "load_image_instances",
+    "load_panoptic_videos",
+    "load_semantic_videos",
+    "load_video_instances",
+    "register_dataset",
+]
+
+KINDS = ("video_instance", "video_panoptic", "video_semantic", "image_instance", "image_panoptic")
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One split of a data set. Paths are relative to the root folder, or absolute.
+
+    Attributes:
+        name: under which it is registered.
+        kind: what a record is, one of ``KINDS``.
+        categories: name of the category table.
+        annotations: annotation file: JSON, or for semantic data the list of videos.
+        images: folder of the images, or for semantic data of the videos.
+        masks: folder of panoptic PNGs.
+        evaluator: name of the evaluation protocol, "" if there is none.
+        how_to_get: what to do when files are missing.
+    """
+
+    name: str
+    kind: str
+    categories: str
+    annotations: str
+    images: str
+    masks: str = ""
+    evaluator: str = ""
+    how_to_get: str = "see datasets/README.md"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"data set {self.name}: the kind must be one of {KINDS}, got {self.kind!r}")
+
+    @property
+    def annotation_path(self) -> Path:
+        return data_root() / self.annotations
+
+    @property
+    def image_root(self) -> Path:
+        return data_root() / self.images
+
+    @property
+    def mask_root(self) -> Path:
+        return data_root() / self.masks
+
+    def check_files(self) -> None:
+        """Raise `MissingDataError` if the annotation file or a folder is missing."""
+        paths = [self.annotation_path, self.image_root] + ([self.mask_root] if self.masks else [])
+        for path in paths:
+            if not path.exists():
+                value = os.environ.get(ROOT_VARIABLE)
+                state = f"is {value}" if value else "is not set, which means ./datasets"
+                raise MissingDataError(
+                    f"data set {self.name}: {path.absolute()} is missing. Data sets are looked for below the "
+                    f"folder in the environment variable {ROOT_VARIABLE} (it {state}). "
+                    f"To get it: {self.how_to_get}"
+                )
+
+    def load(self) -> list[Record]:
+        """Load the records.
+
+        Raises:
+            MissingDataError: if a file or folder is missing; says where it was expected and how to get it.
+            BrokenDataError: if the annotations are not what they should be.
+        """
+        self.check_files()
+        return _LOADERS[self.kind](self)
+
+    def class_of_id(self) -> dict[int, int]:
+        """Class index of each category id of the annotation file."""
+        return {row["id"]: row[self._index_key] for row in self._rows()}
+
+    def class_names(self) -> list[str]:
+        return [row["name"] for row in self._rows()]
+
+    def reader(self) -> AnnotationReader:
+        """What reads a frame's annotations from a record."""
+        if self.kind.endswith("instance"):
+            return read_instances
+        if self.kind.endswith("panoptic"):
+            return read_panoptic
+        return semantic_reader({row["raw_mask_label"]: row[self._index_key] for row in self._rows()})
+
+    def class_map_to(self, target: DatasetSpec) -> dict[int, int]:
+        """Class index of the target for each class of this data set that has one there.
+
+        Raises:
+            ValueError: if there is no mapping between the two category tables.
+        """
+        if self.categories == target.categories:
+            return {index: index for index in self.class_of_id().values()}
+        if self.categories != "coco_panoptic":
+            raise ValueError(
+                f"there is no mapping from the categories of {self.name} to those of {target.name}"
+            )
+        try:
+            mapping = load_mapping(target.categories)
+        except KeyError as error:
+            raise ValueError(f"{self.name} to {target.name}: {error.args[0]}") from error
+        own, other = self.class_of_id(), target.class_of_id()
+        return {own[source_id]: other[target_id] for source_id, target_id in mapping.items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """Names, colours and numbering of the classes, as detectron2's metadata."""
+        rows = self._rows()
+        names, colors = [row["name"] for row in rows], [row["color"] for row in rows]
+        things = {row["id"]: row[self._index_key] for row in rows if row["isthing"]}
+        known = {
+            "evaluator_type": self.evaluator,
+            "thing_classes": names,
+            "thing_colors": colors,
+            "thing_dataset_id_to_contiguous_id": things,
+        }
+        if self.kind.endswith("instance"):
+            return known
+        # As detectron2 does for COCO panoptic: both lists hold all names, so that a class index fits either.
+        stuff = {row["id"]: row[self._index_key] for row in rows if not row["isthing"]}
+        return {
+            **known,
+            "stuff_classes": names,
+            "stuff_colors": colors,
+            "stuff_dataset_id_to_contiguous_id": stuff,
+            "ignore_label": 255,
+            "label_divisor": 1000,
+        }
+
+    @property
+    def _index_key(self) -> str:
+        if self.categories == "coco_panoptic":
+            return "thing_contiguous_id" if self.kind.endswith("instance") else "panoptic_contiguous_id"
+        return "contiguous_id" if self.kind.endswith("instance") else "contiguous_id_things_first"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Categories that belong to this kind of data, by class index."""
+        rows = [row for row in load_categories(self.categories) if self._index_key in row]
+        return sorted(rows, key=lambda row: row[self._index_key])
+
+
+DATASETS: dict[str, DatasetSpec] = {}
+"""All data sets registered here, by name."""
+
+
+def data_root() -> Path:
+    """The folder that holds all data sets."""
+    return Path(os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
+
+
+def register_dataset(spec: DatasetSpec) -> None:
+    """Register a data set with detectron2's catalogs; nothing is opened.
+
+    Raises:
+        AssertionError: if the name is taken.
+    """
+    DatasetCatalog.register(spec.name, spec.load)
+    MetadataCatalog.get(spec.name).set(**spec.metadata())
+    DATASETS[spec.name] = spec
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """The data set of this name.
+
+    Raises:
+        KeyError: if it is not registered; lists the names.
+    """
+    if name not in DATASETS:
+        raise KeyError(f"data set {name!r} is not known; known are: {', '.join(sorted(DATASETS))}")
+    return DATASETS[name]
+
+
+# ---- loaders
+
+
+def load_video_instances(json_path: Path, image_root: Path, class_of_id: Mapping[int, int]) -> list[Record]:
+    """Videos with tracks, in YouTube-VIS or OVIS form. ``annotations`` may be missing or null.
+
+    Args:
+        json_path: annotation file.
+        image_root: folder to which the file names are relative.
+        class_of_id: class index of each category id.
+
+    Raises:
+        BrokenDataError: for an unknown category or video, or lists of a wrong length; names file, video,
+            annotation.
+    """
+    content = _read_object(json_path, ("videos",))
+    has_annotations = content.get("annotations") is not None
+    records: dict[Any, Record] = {}
+    for video in content["videos"]:
+        where = f"{json_path}, video {video.get('id', '?')}"
+        _require(video, ("id", "file_names", "height", "width"), where)
+        records[video["id"]] = {
+            "video_id": video["id"],
+            "source": str(json_path),
+            "file_names": [str(image_root / name) for name in video["file_names"]],
+            "length": len(video["file_names"]),
+            "height": video["height"],
+            "width": video["width"],
+            **({"annotations": []} if has_annotations else {}),
+        }
+    for annotation in content.get("annotations") or []:
+        where = (
+            f"{json_path}, video {annotation.get('video_id', '?')}, annotation {annotation.get('id', '?')}"
+        )
+        _require(annotation, ("id", "video_id", "category_id", "segmentations"), where)
+        if annotation["video_id"] not in records:
+            raise BrokenDataError(f"{where}: there is no such video")
+        record = records[annotation["video_id"]]
+        masks = annotation["segmentations"]
+        boxes = annotation.get("bboxes") or [True] * len(masks)
+        if not len(masks) == len(boxes) == record["length"]:
+            raise BrokenDataError(
+                f"{where}: {len(masks)} segmentations and {len(boxes)} boxes for {record['length']} frames"
+            )
+        record["annotations"].append(
+            {
+                "id": annotation["id"],
+                "category_id": _class_index(annotation["category_id"], class_of_id, where),
+                "iscrowd": annotation.get("iscrowd", 0),
+                # An object is visible where it has both.
+                "segmentations": [mask if box else None for mask, box in zip(masks, boxes, strict=True)],
+            }
+        )
+    return list(records.values())
+
+
+def load_image_instances(json_path: Path, image_root: Path, class_of_id: Mapping[int, int]) -> list[Record]:
+    """Images with objects in COCO form, as videos of one frame; see :func:`load_video_instances`."""
+    content = _read_object(json_path, ("images",))
+    has_annotations = content.get("annotations") is not None
+    records: dict[Any, Record] = {}
+    for image in content["images"]:
+        _require(image, ("id", "file_name", "height", "width"), f"{json_path}, image {image.get('id', '?')}")
+        records[image["id"]] = {
+            "video_id": image["id"],
+            "source": str(json_path),
+            "file_names": [str(image_root / image["file_name"])],
+            "length": 1,
+            "height": image["height"],
+            "width": image["width"],
+            **({"annotations": []} if has_annotations else {}),
+        }
+    for annotation in content.get("annotations") or []:
+        where = (
+            f"{json_path}, image {annotation.get('image_id', '?')}, annotation {annotation.get('id', '?')}"
+        )
+        _require(annotation, ("id", "image_id", "category_id", "segmentation"), where)
+        if annotation["image_id"] not in records:
+            raise BrokenDataError(f"{where}: there is no such image")
+        records[annotation["image_id"]]["annotations"].append(
+            {
+                "id": annotation["id"],
+                "category_id": _class_index(annotation["category_id"], class_of_id, where),
+                "iscrowd": annotation.get("iscrowd", 0),
+                "segmentations": [annotation["segmentation"]],
+            }
+        )
+    return list(records.values())
+
+
+def load_panoptic_videos(
+    json_path: Path, image_root: Path, mask_root: Path, class_of_id: Mapping[int, int]
+) -> list[Record]:
+    """Videos with colour-coded segments, in VIPSeg form.
+
+    Args:
+        json_path: annotation file.
+        image_root: folder with ``<video>/<frame>.jpg``.
+        mask_root: folder with ``<video>/<frame>.png``.
+        class_of_id: class index of each category id.
+
+    Raises:
+        BrokenDataError: for an unknown category, or videos and annotations that do not fit; names file and
+            video.
+    """
+    content = _read_object(json_path, ("videos", "annotations"))
+    frames_of = {entry["video_id"]: entry["annotations"] for entry in content["annotations"]}
+    records = []
+    for video in content["videos"]:
+        name = video["video_id"]
+        where = f"{json_path}, video {name}"
+        images, frames = video["images"], frames_of.get(name)
+        if frames is None or len(frames) != len(images):
+            found = "no" if frames is None else len(frames)
+            raise BrokenDataError(f"{where}: {len(images)} images, {found} annotated frames")
+        records.append(
+            {
+                "video_id": name,
+                "source": str(json_path),
+                # Published files name the images like the masks.
+                "file_names": [str((image_root / name / i["file_name"]).with_suffix(".jpg")) for i in images],
+                "length": len(images),
+                "height": images[0]["height"] if images else 0,
+                "width": images[0]["width"] if images else 0,
+                "pan_seg_file_names": [str(mask_root / name / frame["file_name"]) for frame in frames],
+                "segments_infos": [_segments(frame, class_of_id, where) for frame in frames],
+            }
+        )
+    return records
+
+
+def load_panoptic_images(
+    json_path: Path, image_root: Path, mask_root: Path, class_of_id: Mapping[int, int]
+) -> list[Record]:
+    """Images with colour-coded segments, in COCO form, as videos of one frame without a size."""
+    content = _read_object(json_path, ("annotations",))
+    return [
+        {
+            "video_id": entry["image_id"],
+            "source": str(json_path),
+            "file_names": [str((image_root / entry["file_name"]).with_suffix(".jpg"))],
+            "length": 1,
+            "pan_seg_file_names": [str(mask_root / entry["file_name"])],
+            "segments_infos": [_segments(entry, class_of_id, f"{json_path}, image {entry['image_id']}")],
+        }
+        for entry in content["annotations"]
+    ]
+
+
+def load_semantic_videos(list_path: Path, video_root: Path) -> list[Record]:
+    """Videos with label maps, in VSPW form: ``<video>/origin/<frame>.jpg`` and ``<video>/mask/<frame>.png``.
+
+    Args:
+        list_path: text file with one video per line.
+        video_root: folder of the videos.
+
+    Raises:
+        MissingDataError: if a listed video has no images.
+    """
+    records = []
+    for name in list_path.read_text(encoding="utf-8").split():
+        images = sorted((video_root / name / "origin").glob("*.jpg"))
+        if not images:
+            raise MissingDataError(f"{list_path}, video {name}: no images in {video_root / name / 'origin'}")
+        mask_root = video_root / name / "mask"
+        record = {
+            "video_id": name,
+            "source": str(list_path),
+            "file_names": [str(image) for image in images],
+            "length": len(images),
+        }
+        if mask_root.exists():
+            record["sem_seg_file_names"] = [str(mask_root / f"{image.stem}.png") for image in images]
+        records.append(record)
+    return records
+
+
+def _segments(entry: Mapping[str, Any], class_of_id: Mapping[int, int], where: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": segment["id"],
+            "category_id": _class_index(
+                segment["category_id"], class_of_id, f"{where}, {entry['file_name']}, segment {segment['id']}"
+            ),
+            "iscrowd": segment.get("iscrowd", 0),
+        }
+        for segment in entry["segments_info"]
+    ]
+
+
+def _class_index(category_id: int, class_of_id: Mapping[int, int], where: str) -> int:
+    if category_id not in class_of_id:
+        raise BrokenDataError(
+            f"{where}: category {category_id} is not one of the data set's {sorted(class_of_id)}"
+        )
+    return class_of_id[category_id]
+
+
+def _read_object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise BrokenDataError(str(error)) from error
+    if not isinstance(content, dict):
+        raise BrokenDataError(f"{path}: expected a JSON object with {', '.join(keys)}")
+    _require(content, keys, str(path))
+    return content
+
+
+def _require(entry: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    missing = [key for key in keys if key not in entry]
+    if missing:
+        raise BrokenDataError(f"{where}: {', '.join(missing)} missing")
+
+
+_LOADERS: dict[str, Callable[[DatasetSpec], list[Record]]] = {
+    "video_instance": lambda s: load_video_instances(s.annotation_path, s.image_root, s.class_of_id()),
+    "image_instance": lambda s: load_image_instances(s.annotation_path, s.image_root, s.class_of_id()),
+    "video_panoptic": lambda s: load_panoptic_videos(
+        s.annotation_path, s.image_root, s.mask_root, s.class_of_id()
+    ),
+    "image_panoptic": lambda s: load_panoptic_images(
+        s.annotation_path, s.image_root, s.mask_root, s.class_of_id()
+    ),
+    "video_semantic": lambda s: load_semantic_videos(s.annotation_path, s.image_root),
+}
+
+
+# ---- the published splits
+
+_TOY = "python datasets/generate_toy.py"
+_COCO = "download COCO 2017 from https://cocodataset.org"
+
+
+def _youtube_vis(year: str) -> list[DatasetSpec]:
+    how = f"download YouTube-VIS {year} from https://youtube-vos.org (see datasets/README.md)"
+    splits = (("train", "train"), ("val", "valid"), ("test", "test"))
+    return [
+        DatasetSpec(
+            f"ytvis_{year}_{split}",
+            "video_instance",
+            f"ytvis_{year}",
+            f"ytvis_{year}/{folder}.json",
+            f"ytvis_{year}/{folder}/JPEGImages",
+            evaluator="ytvis",
+            how_to_get=how,
+        )
+        for split, folder in splits
+    ]
+
+
+def _published() -> list[DatasetSpec]:
+    specs = [*_youtube_vis("2019"), *_youtube_vis("2021")]
+    specs.append(
+        DatasetSpec(
+            "ytvis_2022_val",
+            "video_instance",
+            "ytvis_2021",
+            "ytvis_2022/valid/instances.json",
+            "ytvis_2022/valid/JPEGImages",
+            evaluator="ytvis",
+            how_to_get="download YouTube-VIS 2022 from https://youtube-vos.org (see datasets/README.md)",
+        )
+    )
+    for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
+        specs.append(
+            DatasetSpec(
+                f"ovis_{split}",
+                "video_instance",
+                "ovis",
+                f"ovis/annotations/annotations_{folder}.json",
+                f"ovis/{folder}",
+                evaluator="ovis",
+                how_to_get="download OVIS from https://songbai.site/ovis (see datasets/README.md)",
+            )
+        )
+    for split in ("train", "val", "test"):
+        specs.append(
+            DatasetSpec(
+                f"panoVSPW_vps_video_{split}",
+                "video_panoptic",
+                "vipseg_vspw",
+                f"VIPSeg/VIPSeg_720P/panoptic_gt_VIPSeg_{split}.json",
+                "VIPSeg/VIPSeg_720P/images",
+                "VIPSeg/VIPSeg_720P/panomasksRGB",
+                evaluator="vps",
+                how_to_get="download VIPSeg and convert it to 720p (see datasets/README.md)",
+            )
+        )
+        specs.append(
+            DatasetSpec(
+                f"VSPW_vss_video_{split}",
+                "video_semantic",
+                "vipseg_vspw",
+                f"VSPW_480p/{split}.txt",
+                "VSPW_480p/data",
+                evaluator="vss",
+                how_to_get="download VSPW_480p (see datasets/README.md)",
+            )
+        )
+    for target in ("ytvis2019", "ytvis2021", "ovis"):
+        for split in ("train", "val"):
+            specs.append(
+                DatasetSpec(
+                    f"coco2{target}_{split}",
+                    "image_instance",
+                    "coco_panoptic",
+                    f"coco/annotations/coco2{target}_{split}.json",
+                    f"coco/{split}2017",
+                    how_to_get=f"{_COCO} and convert it (see datasets/README.md)",
+                )
+            )
+    for split in ("train", "val"):
+        specs.append(
+            DatasetSpec(
+                f"coco_panoptic_video_{split}",
+                "image_panoptic",
+                "coco_panoptic",
+                f"coco/annotations/panoptic_{split}2017.json",
+                f"coco/{split}2017",
+                f"coco/panoptic_{split}2017",
+                how_to_get=_COCO,
+            )
+        )
+    for split in ("train", "val"):
+        specs += [
+            DatasetSpec(
+                f"toy_vis_{split}",
+                "video_instance",
+                "toy_vis",
+                f"toy/{split}.json",
+                f"toy/{split}/JPEGImages",
+                evaluator="ovis",
+                how_to_get=_TOY,
+            ),
+            DatasetSpec(
+                f"toy_vps_{split}",
+                "video_panoptic",
+                "toy_vps",
+                f"toy/vipseg/panoptic_gt_{split}.json",
+                "toy/vipseg/images",
+                "toy/vipseg/panomasksRGB",
+                evaluator="vps",
+                how_to_get=_TOY,
+            ),
+            DatasetSpec(
+                f"toy_vss_{split}",
+                "video_semantic",
+                "toy_vps",
+                f"toy/vspw/{split}.txt",
+                "toy/vspw/data",
+                evaluator="vss",
+                how_to_get=_TOY,
+            ),
+        ]
+    return specs
+
+
+for _spec in _published():
+    register_dataset(_spec)

@@ -1,0 +1,147 @@
+"""Video instance segmentation: YouTube-VIS and OVIS."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from dvis.data.files import read_json, write_json
+from dvis.data.rle import encode_mask, rle_areas
+from dvis.evaluation.evaluator import VideoEvaluator
+from dvis.evaluation.metrics.video_ap import Protocol, VideoAPResult, evaluate_video_ap
+
+__all__ = ["YTVISEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+# Rows of the summary under the names that papers and training frameworks use.
+_REPORTED = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "AP_small",
+    "APm": "AP_medium",
+    "APl": "AP_large",
+    "APso": "AP_light",
+    "APmo": "AP_medium_occ",
+    "APho": "AP_heavy",
+    "AR1": "AR1",
+    "AR10": "AR10",
+}
+
+
+class YTVISEvaluator(VideoEvaluator):
+    """Writes ``results.json`` for the benchmark's server and scores it where ground truth is there.
+
+    Args:
+        dataset_name: for messages.
+        annotation_path: annotation file of the split; its ``annotations`` may be missing or null.
+        id_of_class: dataset category id of each class index.
+        protocol: ``ytvis`` or ``ovis``.
+        output_dir: folder of ``results.json``; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        annotation_path: str | Path,
+        id_of_class: Mapping[int, int],
+        protocol: Protocol = "ytvis",
+        output_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(dataset_name, output_dir)
+        self.annotation_path = Path(annotation_path)
+        self.id_of_class = dict(id_of_class)
+        self.protocol = protocol
+
+    def encode(self, video: Mapping[str, Any], output: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Predicted tubes in the server's form.
+
+        Args:
+            video: the model's input, with ``video_id`` and, if known, ``length``.
+            output: ``pred_scores`` ``N``, ``pred_labels`` ``N`` (class index), ``pred_masks`` (``N T H W``
+                bool, or per object a list with one run-length code per frame).
+
+        Raises:
+            ValueError: for a label that is no class of the data set, or a wrong number of frames; names the
+                video.
+        """
+        tubes = []
+        for score, label, masks in zip(
+            output["pred_scores"], output["pred_labels"], output["pred_masks"], strict=True
+        ):
+            where = f"{self.dataset_name}, video {video['video_id']}"
+            if int(label) not in self.id_of_class:
+                raise ValueError(
+                    f"{where}: class {int(label)} is not one of the {len(self.id_of_class)} of the data set"
+                )
+            if len(masks) != video.get("length", len(masks)):
+                raise ValueError(f"{where}: masks for {len(masks)} of {video['length']} frames")
+            tubes.append(
+                {
+                    "video_id": video["video_id"],
+                    "category_id": self.id_of_class[int(label)],
+                    "score": float(score),
+                    "segmentations": [_to_code(mask) for mask in masks],
+                }
+            )
+        return tubes
+
+    def write(self, results: Mapping[Any, Any], output_dir: Path) -> None:
+        path = output_dir / "results.json"
+        write_json(path, _in_order(results))
+        logger.info("Results of %d videos are in %s", len(results), path)
+
+    def score(self, results: Mapping[Any, Any]) -> dict[str, dict[str, float]] | None:
+        ground_truth = read_json(self.annotation_path)
+        if not ground_truth.get("annotations"):
+            return None
+        missing = len({video["id"] for video in ground_truth["videos"]} - results.keys())
+        if missing:
+            logger.warning("%s: %d videos have no results and count as empty.", self.dataset_name, missing)
+        result = evaluate_video_ap(ground_truth, _in_order(results), self.protocol)
+        logger.info("%s:\n%s", self.dataset_name, "\n".join(result.printed_rows()))
+        return {"segm": _report(result)}
+
+
+def _in_order(results: Mapping[Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Tubes by video, so that files do not depend on which process had which video."""
+    return [tube for video_id in sorted(results) for tube in results[video_id]]
+
+
+def _to_code(mask: Any) -> dict[str, Any] | None:
+    """One frame's mask as the server takes it: text, or null where there is nothing."""
+    if mask is None:
+        return None
+    if isinstance(mask, Mapping):
+        counts = mask["counts"]
+        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        code = {"size": [int(side) for side in mask["size"]], "counts": text}
+        return code if rle_areas([code])[0] else None
+    pixels = np.asarray(mask, dtype=bool)
+    return encode_mask(pixels) if pixels.any() else None
+
+
+def _report(result: VideoAPResult) -> dict[str, float]:
+    """Percent by the usual names, NaN where nothing is defined; then the AP of each category."""
+    report = {name: _percent(result.stats[row]) for name, row in _REPORTED.items() if row in result.stats}
+    names, per_category = result.category_names, result.per_category()
+    by_category = {f"AP-{names[k]}": _percent(rows["AP"]) for k, rows in per_category.items()}
+    table = tabulate(
+        [(name.removeprefix("AP-"), value) for name, value in by_category.items()],
+        headers=("category", "AP"),
+        floatfmt=".3f",
+        tablefmt="pipe",
+    )
+    logger.info("AP per category:\n%s", table)
+    return {**report, **by_category}
+
+
+def _percent(value: float) -> float:
+    return 100 * value if value > -1 else math.nan
