@@ -17,7 +17,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../problem.h"
+#include "../checks.h"
 
 namespace dvis {
 namespace {
@@ -220,8 +220,8 @@ void forward(
     const T* attention,
     T* output) {
   const int64_t row_stride = problem.heads * problem.channels;
-  const int64_t samples = problem.samples_per_query();
-  const int64_t per_head = problem.samples_per_head();
+  const int64_t per_head = problem.levels * problem.points;
+  const int64_t samples = problem.heads * per_head;
   const SampleLevels<T> levels(shapes, starts, 0, problem.levels, problem.points, problem.heads);
   const std::vector<T> zeros(problem.channels, T(0));
   constexpr int kWide = 2 * kVectorBytes / sizeof(T);
@@ -434,12 +434,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
   const int64_t* shapes = spatial_shapes.const_data_ptr<int64_t>();
   const int64_t* starts = level_start_index.const_data_ptr<int64_t>();
   check_levels(problem, shapes, starts);
-  check_contiguous(grad_output, value.device(), "grad_output");
-  TORCH_CHECK_VALUE(
-      grad_output.numel() == problem.batch * problem.queries * problem.heads * problem.channels &&
-          grad_output.scalar_type() == value.scalar_type(),
-      "grad_output must be B Lq M*D of value's type, got ",
-      grad_output.sizes());
+  check_grad_output(problem, value, grad_output);
   at::Tensor grad_value = at::zeros_like(value);
   at::Tensor grad_locations = at::empty_like(sampling_locations);
   at::Tensor grad_attention = at::empty_like(attention_weights);
