@@ -496,8 +496,8 @@ class Visualizer:
         """Draw instances, large ones first, each in its colour and with its label.
 
         Args:
-            boxes: Boxes or ``N 4`` of (x0, y0, x1, y1); ``N 5`` of (x, y, w, h, angle) for rotated boxes, which
-                are drawn without masks and keypoints.
+            boxes: Boxes or ``N 4`` of (x0, y0, x1, y1); ``N 5`` of (x, y, w, h, angle) for rotated ones,
+                which are drawn without masks and keypoints.
             labels: ``N`` texts.
             masks: PolygonMasks, BitMasks, a list of anything :class:`GenericMask` takes, or ``N H W``.
             keypoints: Keypoints or ``N K 3`` of (x, y, visibility).

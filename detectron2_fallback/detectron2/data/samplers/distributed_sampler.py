@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from torch.utils.data.sampler import Sampler
@@ -166,7 +167,8 @@ class RepeatFactorTrainingSampler(Sampler):
         """Indices of one round in order, repeated; a fractional part is rounded up or down at random."""
         draws = torch.rand(len(self._frac_part), generator=generator)
         repeats = self._int_part + (draws < self._frac_part).float()
-        return torch.repeat_interleave(torch.arange(len(repeats)), repeats.long())
+        # numpy, because repeat_interleave waits for threads on a busy machine
+        return torch.from_numpy(np.repeat(np.arange(len(repeats)), repeats.long().numpy()))
 
     def __iter__(self) -> Iterator[int]:
         yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from fvcore.transforms.transform import (
     BlendTransform,
     CropTransform,
@@ -118,9 +119,10 @@ class ResizeShortestEdge(Augmentation):
         interp: Pillow's interpolation constant.
     """
 
+    @torch.jit.unused
     def __init__(
         self,
-        short_edge_length: int | Sequence[int],
+        short_edge_length: Any,
         max_size: int = sys.maxsize,
         sample_style: str = "range",
         interp: int = Image.Resampling.BILINEAR,
@@ -139,7 +141,9 @@ class ResizeShortestEdge(Augmentation):
         self.sample_style = sample_style
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    # TorchScript resolves all types of signatures, also of what it does not use: hence no annotations.
+    @torch.jit.unused
+    def get_transform(self, image):
         h, w = image.shape[:2]
         if self.is_range:
             size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
