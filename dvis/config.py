@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former.config import add_maskformer2_config
@@ -22,7 +21,7 @@ from mask2former.config import add_maskformer2_config
 __all__ = ["add_dvis_config", "load_config"]
 
 
-def add_dvis_config(cfg: CN) -> None:
+def add_dvis_config(cfg: CfgNode) -> None:
     """Add the keys of the video models, in place, after those of DeepLab and Mask2Former.
 
     Args:
@@ -37,7 +36,7 @@ def add_dvis_config(cfg: CN) -> None:
     cfg.SEED = 42
 
 
-def _add_data(cfg: CN) -> None:
+def _add_data(cfg: CfgNode) -> None:
     # One entry per training (test) set: how it is read - video_instance, video_panoptic, video_semantic,
     # image_instance, image_panoptic (images become pseudo videos).
     cfg.DATASETS.DATASET_TYPE = ["video_instance"]
@@ -48,37 +47,41 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.DATASET_NEED_MAP = [False]
 
 
-def _add_input(cfg: CN) -> None:
+def _add_input(cfg: CfgNode) -> None:
     # Frames per training clip, and the largest distance (frames) of a sampled frame to the clip's key
     # frame.
     cfg.INPUT.SAMPLING_FRAME_NUM = 2
     cfg.INPUT.SAMPLING_FRAME_RANGE = 20
-    # Share of a data set's videos from which clips are sampled, and whether a clip's frames are shuffled.
+    # Share of a video's frames, evenly spaced, that are trained on; below 1 only for clips of one frame.
     cfg.INPUT.SAMPLING_FRAME_RATIO = 1.0
+    # Whether a clip's frames are shuffled.
     cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
+    # (ours) True samples frames with the published DVIS's slips: with replacement, never the last contiguous
+    # clip of a video, and short videos filled up out of order.
+    cfg.INPUT.SAMPLING_AS_PUBLISHED = False
     # Whether clips are also played backwards, at random.
     cfg.INPUT.REVERSE_AGU = False
     # Further augmentations of videos: brightness, contrast, rotation, saturation.
     cfg.INPUT.AUGMENTATIONS = []
     # Large-scale jitter of clips: side of the square output (pixels), range of the random scale.
-    cfg.INPUT.LSJ_AUG = CN({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+    cfg.INPUT.LSJ_AUG = CfgNode({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
     # (ours) An object's class is that of the frames where it is visible. True restores the published DVIS,
     # which takes the last frame's: an object that is not visible there is then trained as "no object".
     cfg.INPUT.LABEL_FROM_LAST_FRAME = False
 
     # Pseudo videos, made from one image by augmenting it once per frame.
-    cfg.INPUT.PSEUDO = CN()
+    cfg.INPUT.PSEUDO = CfgNode()
     cfg.INPUT.PSEUDO.AUGMENTATIONS = ["rotation"]
     # Lengths of the shorter side (pixels), longest side, and how one is chosen.
     cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768]
     cfg.INPUT.PSEUDO.MAX_SIZE_TRAIN = 768
     cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN_SAMPLING = "choice_by_clip"
     # Random crop, as INPUT.CROP.
-    cfg.INPUT.PSEUDO.CROP = CN({"ENABLED": False, "TYPE": "absolute_range", "SIZE": [384, 600]})
+    cfg.INPUT.PSEUDO.CROP = CfgNode({"ENABLED": False, "TYPE": "absolute_range", "SIZE": [384, 600]})
 
 
-def _add_tracker(cfg: CN) -> None:
-    cfg.MODEL.TRACKER = CN()
+def _add_tracker(cfg: CfgNode) -> None:
+    cfg.MODEL.TRACKER = CfgNode()
     # Blocks of referring cross attention, self attention and feed-forward.
     cfg.MODEL.TRACKER.DECODER_LAYERS = 6
     # (ours) How a frame's queries are put in the order of the previous frame's: "inverse" indexes with the
@@ -99,8 +102,8 @@ def _add_tracker(cfg: CN) -> None:
     cfg.MODEL.TRACKER.SHARED_QUERIES = False
 
 
-def _add_refiner(cfg: CN) -> None:
-    cfg.MODEL.REFINER = CN()
+def _add_refiner(cfg: CfgNode) -> None:
+    cfg.MODEL.REFINER = CfgNode()
     # Blocks of temporal, object and cross attention.
     cfg.MODEL.REFINER.DECODER_LAYERS = 6
     # (ours) Components (paper, table 8): attention over all frames of an object, convolutions over
@@ -117,7 +120,7 @@ def _add_refiner(cfg: CN) -> None:
     cfg.MODEL.REFINER.GUIDED_FRACTION = 0.5
 
 
-def _add_inference(cfg: CN) -> None:
+def _add_inference(cfg: CfgNode) -> None:
     test = cfg.MODEL.MASK_FORMER.TEST
     # What is made of a video: vis (instances), vps (panoptic), vss (semantic).
     test.TASK = "vis"
@@ -145,7 +148,7 @@ def _add_inference(cfg: CN) -> None:
     test.MASK_FORMAT = "bitmask"
 
 
-def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = ()) -> CN:
+def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
     """Return the resolved configuration: detectron2's defaults, all project keys, the file, the overrides.
 
     Args:
@@ -172,7 +175,7 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
     return cfg
 
 
-def _check_file(path: Path, cfg: CN, parents: tuple[Path, ...]) -> None:
+def _check_file(path: Path, cfg: CfgNode, parents: tuple[Path, ...]) -> None:
     """Check that a file and its bases exist, are mappings and hold known keys only."""
     origin = f" (a _BASE_ of {parents[-1]})" if parents else ""
     if not path.is_file():
@@ -199,7 +202,7 @@ def _check_file(path: Path, cfg: CN, parents: tuple[Path, ...]) -> None:
         raise KeyError(f"config {path}{origin}: unknown key {key}{_suggestion(key, valid)}")
 
 
-def _merge_overrides(cfg: CN, overrides: list[Any]) -> None:
+def _merge_overrides(cfg: CfgNode, overrides: list[Any]) -> None:
     if len(overrides) % 2:
         raise ValueError(f"overrides must be pairs of key and value, got {len(overrides)} items: {overrides}")
     valid = dict(_flatten(cfg))

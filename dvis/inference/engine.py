@@ -7,8 +7,8 @@ link by       embedding matching  referring tracker   referring tracker   referr
 refine over   nothing             nothing             each window         the whole video
 ============  ==================  ==================  ==================  ==================
 
-Letters: T frames, Q slots, C channels, K classes (K+1 with "no object"), h w the mask grid, H W pixels. One engine
-call serves one video, so the axis B is 1 where modules ask for it and absent elsewhere.
+Letters: T frames, Q slots, C channels, K classes (K+1 with "no object"), h w the mask grid, H W pixels.
+One engine call serves one video, so the axis B is 1 where modules ask for it and absent elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from dvis.inference.postprocess import MaskSource
 from dvis.inference.store import FrameStore, StoreSettings
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput, predict_masks
 
-__all__ = ["REFINE_OVER", "InferenceEngine", "Linker", "Prediction", "PreparedFrames", "Refiner", "StreamState"]
+__all__ = [
+    "REFINE_OVER",
+    "InferenceEngine",
+    "Linker",
+    "Prediction",
+    "PreparedFrames",
+    "Refiner",
+    "StreamState",
+]
 
 REFINE_OVER = ("window", "video")
 
@@ -34,9 +42,9 @@ REFINE_OVER = ("window", "video")
 class Linker(Protocol):
     """Links the frames of a window to each other and to the frames seen before.
 
-    ``state`` is None at the start of a video; afterwards it is what the previous call returned (MinVIS: the last
-    frame's queries; tracker: a ``TrackerState``). It is a frozen dataclass and is never modified in place. Calling
-    once with T frames or T times with one frame gives the same result.
+    ``state`` is None at the start of a video; afterwards it is what the previous call returned (MinVIS:
+    the last frame's queries; tracker: a ``TrackerState``). It is a frozen dataclass and is never modified
+    in place. Calling once with T frames or T times with one frame gives the same result.
     """
 
     def __call__(self, segmented: SegmenterOutput, state: Any | None) -> tuple[LinkedOutput, Any]: ...
@@ -72,7 +80,7 @@ class PreparedFrames:
 
 @dataclass(frozen=True)
 class ScoreSum:
-    """Class logits summed over the frames seen so far: enough for their mean, whatever the length of a stream.
+    """Class logits summed over the frames seen so far: enough for their mean, however long a stream is.
 
     Attributes:
         total: ``Q K+1`` float64, so that the order of summation does not show.
@@ -94,7 +102,8 @@ class StreamState:
     Attributes:
         link: the linker's own state.
         linked: sum of the linked class logits.
-        refined: sum of the refined class logits, each window's counted once per frame; None if nothing refines.
+        refined: sum of the refined class logits, each window's counted once per frame; None if nothing
+            refines.
         num_frames: frames seen so far.
     """
 
@@ -192,7 +201,8 @@ class EmbeddedMasks:
 class InferenceEngine:
     """Runs one video, or an endless stream, through segmenter, linker and refiner.
 
-    It holds no state: two videos can never mix, and what continues a stream is a :class:`StreamState` of the caller.
+    It holds no state: two videos can never mix, and what continues a stream is a :class:`StreamState` of
+    the caller.
     """
 
     def __init__(
@@ -240,8 +250,8 @@ class InferenceEngine:
 
         Args:
             frames: ``3 height width`` each, all of one size; consumed once, window by window.
-            state: what an earlier call on the same stream returned; its scores then count on. A refiner over the
-                video sees only the frames of this call.
+            state: what an earlier call on the same stream returned; its scores then count on. A refiner
+                over the video sees only the frames of this call.
 
         Returns:
             The prediction, whose masks can be read until it is closed; use it in a ``with`` statement.
@@ -251,12 +261,12 @@ class InferenceEngine:
         """
         with ExitStack() as on_error:
             store = on_error.enter_context(FrameStore(self.store_settings))
-            window: _Window | None = None
-            for window, state in self._windows(frames, state):
-                self._keep(store, window)
-            if window is None or state is None:
+            last: tuple[_Window, StreamState] | None = None
+            for last in self._windows(frames, state):
+                self._keep(store, last[0])
+            if last is None:
                 raise ValueError("the video has no frames")
-            prediction = self._finish(store, window, state)
+            prediction = self._finish(store, *last)
             on_error.pop_all()
         return prediction
 
@@ -268,8 +278,9 @@ class InferenceEngine:
             state: continues an earlier stream.
 
         Yields:
-            One prediction per frame, with the class probabilities of all frames so far. With windows of more than
-            one frame, the frames of a window come together; without a refiner, results do not depend on that.
+            One prediction per frame, with the class probabilities of all frames so far. With windows of
+            more than one frame, the frames of a window come together; without a refiner, results do not
+            depend on that.
 
         Raises:
             ValueError: if the refiner needs the whole video.
@@ -298,7 +309,7 @@ class InferenceEngine:
 
     @torch.no_grad()
     def _step(self, frames: Sequence[Tensor], state: StreamState | None) -> tuple[_Window, StreamState]:
-        """Segment, link and maybe refine one window; the only place where modules are called frame by frame."""
+        """Segment, link and maybe refine one window; every frame goes through here."""
         prepared = self.prepare(frames)
         segmented = self.segment(prepared.frames)
         linked, link_state = self.link(segmented, None if state is None else state.link)
@@ -314,9 +325,7 @@ class InferenceEngine:
             refined=refined_scores,
             num_frames=len(frames) + (0 if state is None else state.num_frames),
         )
-        window = _Window(
-            linked, refined, segmented.mask_features, prepared.image_size, prepared.padded_size
-        )
+        window = _Window(linked, refined, segmented.mask_features, prepared.image_size, prepared.padded_size)
         return window, new_state
 
     def _refine(self, queries: Tensor, frame_queries: Tensor | None) -> RefinedOutput:
@@ -398,7 +407,8 @@ def _add_scores(scores: ScoreSum | None, logits: Tensor) -> ScoreSum:
 def _class_probabilities(linked_logits: Tensor, refined_logits: Tensor | None) -> Tensor:
     """Class probabilities of a video, ``Q K+1``.
 
-    The mean is one of logits, not of probabilities; with a refiner it is the larger of both opinions, class by class.
+    The mean is one of logits, not of probabilities; with a refiner it is the larger of both opinions,
+    class by class.
 
     Source: DVIS inference; reference behaviour 8.
     """
@@ -414,6 +424,6 @@ def _check_sizes(frames: Sequence[Tensor], size: tuple[int, int] | None, first_f
         size = size or (frame.shape[1], frame.shape[2])
         if tuple(frame.shape[1:]) != size:
             raise ValueError(
-                f"frame {t} has {frame.shape[1]} x {frame.shape[2]} pixels, the frames before {size[0]} x {size[1]}; "
-                "all frames of a video must have one size"
+                f"frame {t} has {frame.shape[1]} x {frame.shape[2]} pixels, the frames before "
+                f"{size[0]} x {size[1]}; all frames of a video must have one size"
             )

@@ -1,6 +1,7 @@
 """From class scores and mask logits of a video to the result of a task: ``vis``, ``vps`` or ``vss``.
 
-Masks are made last: only for the slots that are kept, a few frames at a time, never for all slots at full size.
+Masks are made last: only for the slots that are kept, a few frames at a time, never for all slots at full
+size.
 
 Letters: T frames, Q slots, N kept slots, K classes (K+1 with "no object"), h w the mask grid, H W pixels.
 """
@@ -17,7 +18,15 @@ import torch.nn.functional as F
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-__all__ = ["MASK_FORMATS", "TASKS", "FrameSizes", "MaskSource", "PostprocessSettings", "encode_masks", "postprocess"]
+__all__ = [
+    "MASK_FORMATS",
+    "TASKS",
+    "FrameSizes",
+    "MaskSource",
+    "PostprocessSettings",
+    "encode_masks",
+    "postprocess",
+]
 
 MASK_FORMATS = ("bitmask", "rle")
 
@@ -32,7 +41,7 @@ class MaskSource(Protocol):
     def num_frames(self) -> int: ...
 
     def read(self, slots: Tensor, start: int, stop: int) -> Tensor:
-        """Return mask logits ``N T h w`` of the given slots (int64) in frames ``start`` to ``stop`` (exclusive)."""
+        """Return mask logits ``N T h w`` of the slots (int64) in frames ``start`` to ``stop`` (exclusive)."""
         ...
 
 
@@ -74,7 +83,8 @@ class PostprocessSettings:
     def __post_init__(self) -> None:
         if self.mask_format not in MASK_FORMATS:
             raise ValueError(
-                f"MODEL.MASK_FORMER.TEST.MASK_FORMAT is {self.mask_format!r}; allowed are {', '.join(MASK_FORMATS)}"
+                f"MODEL.MASK_FORMER.TEST.MASK_FORMAT is {self.mask_format!r}; allowed are "
+                f"{', '.join(MASK_FORMATS)}"
             )
         if self.max_num < 1:
             raise ValueError(f"MODEL.MASK_FORMER.TEST.MAX_NUM must be at least 1, not {self.max_num}")
@@ -95,10 +105,10 @@ def postprocess(
     Returns:
         A dict with ``image_size`` (height, width) and ``task``, and
 
-        * vis: ``pred_scores``, ``pred_labels``, ``pred_ids`` (lists, best first) and ``pred_masks``: bool tensor
-          ``N T H W`` on the host, or per object a list with one COCO run-length code per frame.
-        * vps: ``pred_masks`` int32 ``T H W`` of segment ids (0: none), ``segments_infos``: per segment ``id``,
-          ``isthing``, ``category_id``; ``pred_ids``: per segment its slot.
+        * vis: ``pred_scores``, ``pred_labels``, ``pred_ids`` (lists, best first) and ``pred_masks``: bool
+          tensor ``N T H W`` on the host, or per object a list with one COCO run-length code per frame.
+        * vps: ``pred_masks`` int32 ``T H W`` of segment ids (0: none), ``segments_infos``: per segment
+          ``id``, ``isthing``, ``category_id``; ``pred_ids``: per segment its slot.
         * vss: ``pred_masks`` ``T H W`` of classes (uint8, int16 above 256 classes).
 
     Raises:
@@ -152,8 +162,9 @@ def panoptic(
 ) -> dict[str, Any]:
     """VPS: every pixel goes to one segment; segments in slot order. See :func:`postprocess`.
 
-    Two published habits are kept, because published numbers need them: segments are visited in slot order, not by
-    score; and later stuff segments of a class are merged into the first one and report no slot of their own.
+    Two published habits are kept, because published numbers need them: segments are visited in slot order,
+    not by score; and later stuff segments of a class are merged into the first one and report no slot of
+    their own.
 
     Source: Mask2Former (arXiv:2112.01527) panoptic inference, over a video; reference behaviour 9.
     """
@@ -235,14 +246,14 @@ TASKS: Mapping[str, Callable[[Tensor, MaskSource, FrameSizes, PostprocessSetting
 
 
 def encode_masks(masks: Tensor | np.ndarray) -> list[dict[str, Any]]:
-    """Encode bool masks ``N H W`` as COCO run-length codes: ``size`` and ``counts`` (text, ready for JSON)."""
+    """Encode bool masks ``N H W`` as COCO run-length codes: ``size`` and ``counts`` (text, for JSON)."""
     array = np.asarray(masks, dtype=np.uint8)
     codes = [mask_utils.encode(np.asfortranarray(mask)) for mask in array]
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
 
 
 def _time_steps(num_frames: int, num_maps: int, sizes: FrameSizes) -> Iterator[tuple[int, int]]:
-    """Cut the video so that ``num_maps`` full-size maps of a step stay within STEP_ELEMENTS; at least one frame."""
+    """Cut the video so that ``num_maps`` full-size maps of a step stay within STEP_ELEMENTS."""
     length = max(1, STEP_ELEMENTS // max(1, num_maps * _largest_area(sizes)))
     for start in range(0, num_frames, length):
         yield start, min(start + length, num_frames)
@@ -274,6 +285,6 @@ def _resize_to_image(maps: Tensor, sizes: FrameSizes) -> Tensor:
 def _full_size_probabilities(
     slots: Tensor, masks: MaskSource, start: int, stop: int, sizes: FrameSizes
 ) -> Tensor:
-    """Mask probabilities at output size, ``N t H W``; resized after the sigmoid, as published (behaviour 9)."""
+    """Mask probabilities at output size, ``N t H W``; resized after the sigmoid (behaviour 9)."""
     logits = _resize_to_image(masks.read(slots, start, stop), sizes)
     return _resize(logits.sigmoid(), sizes.output)

@@ -1,4 +1,5 @@
-"""Where the per-frame tensors of a video wait until its masks are made: device, host memory or a temporary file.
+"""Where the per-frame tensors of a video wait until its masks are made: device, host memory or a temporary
+file.
 
 Letters: T frames, N slots.
 """
@@ -61,17 +62,19 @@ class _Spilled:
 class _Track:
     """The chunks of one name in order, each with the number of its first frame."""
 
+    device: torch.device  # where values came from and are wanted again
     chunks: list[Tensor | _Spilled] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     num_frames: int = 0
-    device: torch.device = torch.device("cpu")  # where values came from and are wanted again
 
 
 class FrameStore:
-    """Per-frame tensors of one video by name, appended window by window and read back frame range by frame range.
+    """Per-frame tensors of one video by name, appended window by window and read back frame range by frame
+    range.
 
-    It alone decides where a tensor lives; what comes out equals what went in (unless half precision is asked for),
-    on the device it came from. Use it as a context manager, or call :meth:`close`, to give everything back at once.
+    It alone decides where a tensor lives; what comes out equals what went in (unless half precision is
+    asked for), on the device it came from. Use it as a context manager, or call :meth:`close`, to give
+    everything back at once.
     """
 
     def __init__(self, settings: StoreSettings | None = None) -> None:
@@ -113,10 +116,11 @@ class FrameStore:
             ValueError: if one frame has another shape than before.
             OSError: if the temporary file cannot be written; names the folder and the key to change.
         """
-        track = self._tracks.setdefault(name, _Track(device=values.device))
+        track = self._tracks.setdefault(name, _Track(values.device))
         if track.chunks and tuple(track.chunks[0].shape[1:]) != tuple(values.shape[1:]):
             raise ValueError(
-                f"frames of {name!r} have shape {tuple(track.chunks[0].shape[1:])}, got {tuple(values.shape[1:])}"
+                f"frames of {name!r} have shape {tuple(track.chunks[0].shape[1:])}, "
+                f"got {tuple(values.shape[1:])}"
             )
         if self.settings.half_precision and values.dtype == torch.float32:
             values = values.half()
@@ -124,9 +128,7 @@ class FrameStore:
         track.starts.append(track.num_frames)
         track.num_frames += values.shape[0]
 
-    def read(
-        self, name: str, start: int = 0, stop: int | None = None, slots: Tensor | None = None
-    ) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None, slots: Tensor | None = None) -> Tensor:
         """Return frames ``start`` to ``stop`` (exclusive) of ``name`` on the device.
 
         Args:
@@ -169,7 +171,7 @@ class FrameStore:
     def _spill(self, values: Tensor) -> _Spilled:
         folder = self.settings.spill_dir or tempfile.gettempdir()
         # Bytes, because numpy has no bfloat16.
-        content = values.cpu().contiguous().view(-1).view(torch.uint8).numpy() if values.numel() else b""
+        content = values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=folder, prefix="dvis-frames-")  # noqa: SIM115
@@ -180,13 +182,13 @@ class FrameStore:
                 )
             offset = -(-self._file.seek(0, 2) // ALIGNMENT) * ALIGNMENT
             self._file.seek(offset)
-            self._file.write(memoryview(content))
+            self._file.write(content)
             self._file.flush()
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"cannot write {len(content)} bytes of a video to a temporary file in {folder} ({error.strerror}); "
-                "set MODEL.MASK_FORMER.TEST.SPILL_DIR to a folder with space, or raise "
+                f"cannot write {len(content)} bytes of a video to a temporary file in {folder} "
+                f"({error.strerror}); set MODEL.MASK_FORMER.TEST.SPILL_DIR to a folder with space, or raise "
                 "MODEL.MASK_FORMER.TEST.MAX_MEMORY_GB",
             ) from error
         self.bytes_used["disk"] += len(content)
@@ -199,13 +201,14 @@ class FrameStore:
             return torch.empty(chunk.shape, dtype=chunk.dtype)
         assert self._file is not None
         size = math.prod(chunk.shape) * chunk.dtype.itemsize
-        # Copy-on-write: tensors must be writable, the file must not change. Only pages that are used are read.
+        # Copy-on-write: tensors must be writable, the file must not change. Only pages that are used are
+        # read.
         content = np.memmap(self._file, dtype=np.uint8, mode="c", offset=chunk.offset, shape=(size,))
         return torch.from_numpy(content).view(chunk.dtype).view(chunk.shape)
 
 
 def _own(values: Tensor) -> Tensor:
-    """Return ``values`` with memory of their own: a slice would keep the whole tensor it was cut from alive."""
+    """Return ``values`` with memory of their own: a slice would keep alive what it was cut from."""
     owned = values.contiguous()
     size = owned.numel() * owned.element_size()
     return owned if owned.untyped_storage().nbytes() == size else owned.clone()

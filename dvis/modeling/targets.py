@@ -26,8 +26,8 @@ def clip_targets(
 ) -> dict[str, Tensor]:
     """Collect the objects of a clip.
 
-    Rows with the same id belong together, whether frames list all objects (with id -1 where one is not visible) or
-    only the visible ones. Objects that no frame shows are dropped.
+    Rows with the same id belong together, whether frames list all objects (with id -1 where one is not
+    visible) or only the visible ones. Objects that no frame shows are dropped.
 
     Args:
         frames: per frame ``gt_ids`` (int; may be missing in clips of one frame), ``gt_classes`` (int) and
@@ -35,15 +35,16 @@ def clip_targets(
         padded_size: (H, W), the size of the padded model input in pixels.
         num_classes: K; also the label of an object that counts as "no object".
         device: where the result lives.
-        label_from_last_frame: take the label from the last frame, as the published DVIS does: an object that is
-            not visible there becomes "no object". Otherwise it is the class in the frames that show the object.
+        label_from_last_frame: take the label from the last frame, as the published DVIS does: an object
+            that is not visible there becomes "no object". Otherwise it is the class in the frames that
+            show the object.
 
     Returns:
         ``labels`` ``N`` int64, ``ids`` ``N T`` int64 (-1: not visible), ``masks`` ``N T H W`` bool.
 
     Raises:
-        ValueError: if a clip of several frames has no ``gt_ids``, a mask is larger than the input, two rows of a
-            frame have the same id, or a class is not in ``0 .. K-1``; names the frame.
+        ValueError: if a clip of several frames has no ``gt_ids``, a mask is larger than the input, two
+            rows of a frame have the same id, or a class is not in ``0 .. K-1``; names the frame.
 
     Source: project choice; the published rule for labels is in the DVIS code.
     """
@@ -97,7 +98,7 @@ def frame_targets(clip: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def _ids(frame: Instances, t: int, num_frames: int) -> Tensor:
     """Ids of a frame's rows on the host; a single image numbers its rows."""
-    if len(frame) == 0:
+    if not frame.get_fields() or len(frame) == 0:
         return torch.zeros(0, dtype=torch.int64)
     if not frame.has("gt_ids"):
         if num_frames > 1:
@@ -107,7 +108,7 @@ def _ids(frame: Instances, t: int, num_frames: int) -> Tensor:
 
 
 def _rows_of_objects(ids_per_frame: Sequence[Tensor]) -> list[dict[int, int]]:
-    """Return for each object that some frame shows ``{frame: row}``, ordered by first row, then first frame."""
+    """Return ``{frame: row}`` of each object that some frame shows, ordered by first row, then frame."""
     rows: dict[int, dict[int, int]] = {}
     for t, frame_ids in enumerate(ids_per_frame):
         for row, object_id in enumerate(frame_ids.tolist()):
@@ -135,11 +136,12 @@ def _masks(frame: Instances, t: int, padded_size: tuple[int, int]) -> Tensor:
     masks = getattr(frame.gt_masks, "tensor", frame.gt_masks)
     if not isinstance(masks, Tensor) or masks.dim() != 3:
         raise ValueError(
-            f"frame {t} of the clip: gt_masks must be BitMasks or a `n H W` tensor, got {type(frame.gt_masks).__name__}"
+            f"frame {t} of the clip: gt_masks must be BitMasks or a `n H W` tensor, got "
+            f"{type(frame.gt_masks).__name__}"
         )
     if masks.shape[-2] > padded_size[0] or masks.shape[-1] > padded_size[1]:
         raise ValueError(
-            f"frame {t} of the clip: masks of {masks.shape[-2]} x {masks.shape[-1]} pixels do not fit into the input of "
-            f"{padded_size[0]} x {padded_size[1]} pixels"
+            f"frame {t} of the clip: masks of {masks.shape[-2]} x {masks.shape[-1]} pixels do not fit into "
+            f"the input of {padded_size[0]} x {padded_size[1]} pixels"
         )
     return masks.bool()

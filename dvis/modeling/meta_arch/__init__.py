@@ -2,5 +2,7 @@
 
 from .base import InferenceSettings, VideoModel
 from .minvis import MinVIS
+from .offline import DVIS_offline
+from .online import DVIS_online
 
-__all__ = ["InferenceSettings", "MinVIS", "VideoModel"]
+__all__ = ["DVIS_offline", "DVIS_online", "InferenceSettings", "MinVIS", "VideoModel"]

@@ -1,4 +1,5 @@
-"""What all video models share: preprocessing, targets, weighted losses, frozen parts, and the way to the engine.
+"""What all video models share: preprocessing, targets, weighted losses, frozen parts, and the way to the
+engine.
 
 Letters: B videos, T frames, Q queries, K classes, H W pixels of the padded input.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 from dvis.inference.engine import InferenceEngine, Prediction, PreparedFrames, StreamState
 from dvis.inference.postprocess import TASKS, FrameSizes, PostprocessSettings, postprocess
 from dvis.inference.store import StoreSettings
+from dvis.modeling.matching import NonFiniteError
 from dvis.modeling.segmenter import segment_frames
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.targets import clip_targets
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.matcher import HungarianMatcher, MatchingWeights
 
 __all__ = ["InferenceSettings", "VideoModel"]
 
@@ -47,8 +49,8 @@ class InferenceSettings:
     task: str = "vis"
     window_size: int = 3
     refine_over: str = "video"
-    postprocess: PostprocessSettings = PostprocessSettings()
-    store: StoreSettings = StoreSettings()
+    postprocess: PostprocessSettings = field(default_factory=PostprocessSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -79,13 +81,14 @@ class InferenceSettings:
 class VideoModel(nn.Module):
     """Base of the meta-architectures: a segmenter, and what a subclass adds to link and refine.
 
-    A subclass names its further parts in the constructor, freezes what it does not train (:meth:`freeze`), and
-    implements :meth:`losses` and :meth:`link`; one that refines also :meth:`refine` and sets ``refines``.
+    A subclass names its further parts in the constructor, freezes what it does not train (:meth:`freeze`),
+    and implements :meth:`losses` and :meth:`link`; one that refines also :meth:`refine` and sets ``refines``.
 
-    Input is a list with one dict per video: ``image``: T tensors ``3 height width``, uint8 or float, channels as
-    in the configuration; ``height`` and ``width`` of the result (default: of the images); in training ``instances``:
-    T ``Instances`` with ``gt_ids``, ``gt_classes``, ``gt_masks``; at inference ``keep``: true to continue the stream
-    of the previous call. Output at inference: one dict per video, see ``dvis.inference.postprocess``.
+    Input is a list with one dict per video: ``image``: T tensors ``3 height width``, uint8 or float,
+    channels as in the configuration; ``height`` and ``width`` of the result (default: of the images); in
+    training ``instances``: T ``Instances`` with ``gt_ids``, ``gt_classes``, ``gt_masks``; at inference
+    ``keep``: true to continue the stream of the previous call. Output at inference: one dict per video,
+    see ``dvis.inference.postprocess``.
     """
 
     refines = False
@@ -104,6 +107,7 @@ class VideoModel(nn.Module):
         size_divisibility: int,
         inference: InferenceSettings,
         metadata: Any = None,
+        deep_supervision: bool = True,
         label_from_last_frame: bool = False,
     ) -> None:
         """
@@ -118,6 +122,7 @@ class VideoModel(nn.Module):
             size_divisibility: sides of the input are padded to a multiple; negative: the backbone's own.
             inference: how a video is processed and what is kept of it.
             metadata: of the data set; tells things from stuff for panoptic results.
+            deep_supervision: also train the predictions of every earlier layer.
             label_from_last_frame: see ``clip_targets``.
         """
         super().__init__()
@@ -129,12 +134,13 @@ class VideoModel(nn.Module):
         self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
         self.inference = inference
         self.metadata = metadata
+        self.deep_supervision = deep_supervision
         self.label_from_last_frame = label_from_last_frame
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self._frozen: tuple[str, ...] = ()
+        self.frozen_parts: tuple[str, ...] = ()
         # For `keep` in the input, a published habit. New code holds the state itself: see InferenceEngine.
         self._last_stream: StreamState | None = None
 
@@ -148,11 +154,10 @@ class VideoModel(nn.Module):
             "loss_mask": settings.MASK_WEIGHT,
             "loss_dice": settings.DICE_WEIGHT,
         }
-        matcher = HungarianMatcher(
+        matching_weights = MatchingWeights(
             cost_class=settings.CLASS_WEIGHT,
             cost_mask=settings.MASK_WEIGHT,
             cost_dice=settings.DICE_WEIGHT,
-            num_points=settings.TRAIN_NUM_POINTS,
         )
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         return {
@@ -160,7 +165,7 @@ class VideoModel(nn.Module):
             "sem_seg_head": sem_seg_head,
             "criterion": SetCriterion(
                 num_classes,
-                matcher=matcher,
+                matcher=HungarianMatcher(matching_weights, settings.TRAIN_NUM_POINTS),
                 weight_dict=loss_weights,
                 eos_coef=settings.NO_OBJECT_WEIGHT,
                 num_points=settings.TRAIN_NUM_POINTS,
@@ -174,6 +179,7 @@ class VideoModel(nn.Module):
             "size_divisibility": settings.SIZE_DIVISIBILITY,
             "inference": InferenceSettings.from_config(cfg),
             "metadata": _metadata((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)),
+            "deep_supervision": settings.DEEP_SUPERVISION,
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
         }
 
@@ -200,14 +206,14 @@ class VideoModel(nn.Module):
 
     def freeze(self, *names: str) -> None:
         """Give the sub-modules of these names no gradient and eval mode, whatever mode the model is in."""
-        self._frozen = (*self._frozen, *names)
+        self.frozen_parts = (*self.frozen_parts, *names)
         for name in names:
             self.get_submodule(name).requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> VideoModel:
         super().train(mode)
-        for name in self._frozen:
+        for name in self.frozen_parts:
             self.get_submodule(name).eval()
         return self
 
@@ -225,13 +231,17 @@ class VideoModel(nn.Module):
             return [self._infer(video) for video in batched_inputs]
         frames = self.preprocess(batched_inputs)
         targets = self.prepare_targets(batched_inputs, (frames.shape[-2], frames.shape[-1]))
-        return self.weigh(self.losses(frames, targets))
+        names = ", ".join(_name_of(video, i) for i, video in enumerate(batched_inputs))
+        try:
+            losses = self.weigh(self.losses(frames, targets))
+        except FloatingPointError as error:
+            raise NonFiniteError(f"{names}: {error}") from error
+        _check_finite(losses, names)
+        return losses
 
-    def segment(
-        self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False
-    ) -> SegmenterOutput:
+    def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
         """Segment ``B T 3 H W``; a frozen segmenter leaves nothing for a backward pass."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self._frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self.frozen_parts):
             return segment_frames(
                 self.backbone, self.sem_seg_head, frames, with_masks=with_masks, with_aux=with_aux
             )
@@ -244,10 +254,10 @@ class VideoModel(nn.Module):
         """
         lengths = {len(video["image"]) for video in batched_inputs}
         if len(lengths) != 1 or 0 in lengths:
-            found = ", ".join(
-                f"{len(v['image'])} ({_name_of(v, i)})" for i, v in enumerate(batched_inputs)
+            found = ", ".join(f"{len(v['image'])} ({_name_of(v, i)})" for i, v in enumerate(batched_inputs))
+            raise ValueError(
+                f"the clips of a batch must have the same number of frames, at least 1; got {found}"
             )
-            raise ValueError(f"the clips of a batch must have the same number of frames, at least 1; got {found}")
         frames = self._normalize([frame for video in batched_inputs for frame in video["image"]])
         return frames.unflatten(0, (len(batched_inputs), -1))
 
@@ -276,11 +286,17 @@ class VideoModel(nn.Module):
         return targets
 
     def weigh(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Multiply each loss by the weight of its kind; ``loss_ce_3`` is the ``loss_ce`` of auxiliary layer 3."""
-        return {
-            name: loss * self.loss_weights[name.rstrip("0123456789").rstrip("_")]
-            for name, loss in losses.items()
-        }
+        """Multiply each loss by the weight of its kind; ``loss_ce_3`` is the ``loss_ce`` of auxiliary
+        layer 3.
+
+        Without deep supervision the losses of auxiliary layers are left out.
+        """
+        weighted = {}
+        for name, loss in losses.items():
+            kind = name.rstrip("0123456789").rstrip("_")
+            if kind == name or self.deep_supervision:
+                weighted[name] = loss * self.loss_weights[kind]
+        return weighted
 
     def engine(self) -> InferenceEngine:
         """The inference engine of this model; cheap to make, and without any state."""
@@ -351,6 +367,14 @@ class VideoModel(nn.Module):
                 return self.postprocess(prediction, output_size)
         except ValueError as error:
             raise ValueError(f"{_name_of(video, 0)}: {error}") from error
+
+
+def _check_finite(losses: Mapping[str, Tensor], names: str) -> None:
+    """Raise ``NonFiniteError`` with the names of the videos and of the losses that are not finite."""
+    if not losses or bool(torch.stack([loss.detach() for loss in losses.values()]).isfinite().all()):
+        return
+    broken = ", ".join(f"{name} = {float(loss)}" for name, loss in losses.items() if not loss.isfinite())
+    raise NonFiniteError(f"{names}: not finite: {broken}")
 
 
 def _name_of(video: Mapping[str, Any], index: int) -> str:

@@ -43,7 +43,7 @@ class MinVIS(VideoModel):
 
     def losses(self, frames: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Losses with every frame as an independent image, that is a clip with T = 1."""
-        segmented = self.segment(frames, with_masks=True, with_aux=True)
+        segmented = self.segment(frames, with_masks=True, with_aux=self.deep_supervision)
         assert segmented.masks is not None
         outputs: dict[str, Any] = _as_images(segmented.logits, segmented.masks)
         outputs["aux_outputs"] = [_as_images(logits, masks) for logits, masks in segmented.aux]
@@ -52,7 +52,7 @@ class MinVIS(VideoModel):
     def link(
         self, segmented: SegmenterOutput, state: MatchingState | None
     ) -> tuple[LinkedOutput, MatchingState]:
-        """Order each frame's queries by assignment to the frame before; see ``dvis.inference.engine.Linker``."""
+        """Order each frame's queries as the frame before; see ``dvis.inference.engine.Linker``."""
         order = match_frames(segmented.queries, None if state is None else state.queries)
         queries = gather_queries(segmented.queries, order)
         assert segmented.mask_embeds is not None
