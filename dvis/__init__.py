@@ -6,6 +6,7 @@ detectron2; it opens no file.
 
 import detectron2_fallback  # noqa: F401  isort: skip  (first: it provides detectron2 where upstream is absent)
 
+import dvis.data
 import mask2former  # noqa: F401
 from dvis.config import add_dvis_config, load_config
 
