@@ -17,6 +17,7 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from fvcore.common.timer import Timer
+from iopath.common.file_io import file_lock
 
 __all__ = [
     "convert_to_coco_dict",
@@ -318,21 +319,22 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
         allow_cached: whether to keep a file that exists already.
     """
     PathManager.mkdirs(os.path.dirname(output_file) or ".")
-    if PathManager.exists(output_file) and allow_cached:
-        logger.warning(
-            "Using previously cached COCO format annotations at '%s'. "
-            "You need to clear the cache file if your dataset has been modified.",
-            output_file,
-        )
-        return
-    logger.info("Converting annotations of dataset '%s' to COCO format ...", dataset_name)
-    coco_dict = convert_to_coco_dict(dataset_name)
-    logger.info("Caching COCO format annotations at '%s' ...", output_file)
-    # A run that is killed here must not leave half a file that the next run takes for a cache.
-    temporary = output_file + ".tmp"
-    with PathManager.open(temporary, "w") as file:
-        json.dump(coco_dict, file)
-    os.replace(temporary, output_file)
+    with file_lock(output_file):  # all processes want it at the same time
+        if PathManager.exists(output_file) and allow_cached:
+            logger.warning(
+                "Using previously cached COCO format annotations at '%s'. "
+                "You need to clear the cache file if your dataset has been modified.",
+                output_file,
+            )
+            return
+        logger.info("Converting annotations of dataset '%s' to COCO format ...", dataset_name)
+        coco_dict = convert_to_coco_dict(dataset_name)
+        logger.info("Caching COCO format annotations at '%s' ...", output_file)
+        # A run that is killed here must not leave half a file that the next run takes for a cache.
+        temporary = output_file + ".tmp"
+        with PathManager.open(temporary, "w") as file:
+            json.dump(coco_dict, file)
+        os.replace(temporary, output_file)
 
 
 def register_coco_instances(
