@@ -17,7 +17,7 @@ import itertools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +59,7 @@ class VideoAPResult:
         iou_matrices: tube IoU by (video id, category id), ``D G``: predictions by falling score, objects in
             file order. Only pairs of video and category with both sides are present.
         num_empty_pairs: pairs of prediction and object whose union is empty (sizes that differ, only null).
+        matches: what was matched in each video, by (video id, category id).
     """
 
     protocol: Protocol
@@ -70,6 +71,22 @@ class VideoAPResult:
     stats: dict[str, float]
     iou_matrices: dict[tuple[int, int], NDArray[np.float64]] = field(repr=False)
     num_empty_pairs: int = 0
+    matches: dict[tuple[int, int], _VideoMatches] = field(default_factory=dict, repr=False)
+
+    def restricted_to(self, video_ids: Collection[int]) -> VideoAPResult:
+        """The result on a part of the videos, as if only they had been evaluated.
+
+        Nothing is matched again, so parts (long videos, one video) cost little. ``num_empty_pairs`` stays
+        that of the whole.
+        """
+        kept = set(video_ids)
+        return _pool(
+            self.protocol,
+            self.category_names,
+            {key: match for key, match in self.matches.items() if key[0] in kept},
+            {key: iou for key, iou in self.iou_matrices.items() if key[0] in kept},
+            self.num_empty_pairs,
+        )
 
     def per_category(self) -> dict[int, dict[str, float]]:
         """All summary rows of every category by dataset id; -1 where the category has no counting object."""
@@ -124,10 +141,10 @@ def evaluate_video_ap(
     elif not results:
         logger.warning("There are no predictions; every row that has objects is 0.")
 
-    video_ids = sorted({video["id"] for video in ground_truth["videos"]})
-    category_ids = sorted({category["id"] for category in ground_truth["categories"]})
+    video_ids = {video["id"] for video in ground_truth["videos"]}
+    category_ids = {category["id"] for category in ground_truth["categories"]}
     objects = _read_objects(ground_truth, protocol)
-    tubes = _read_predictions(results, set(video_ids), set(category_ids))
+    tubes = _read_predictions(results, video_ids, category_ids)
 
     iou_matrices: dict[tuple[int, int], NDArray[np.float64]] = {}
     num_empty_pairs = 0
@@ -140,41 +157,62 @@ def evaluate_video_ap(
             num_empty_pairs,
         )
 
-    occlusion_ranges = OCCLUSION_RANGES if protocol == "ovis" else {"all": OCCLUSION_RANGES["all"]}
-    num_ranges = len(AREA_RANGES) * len(occlusion_ranges)
+    matches = {
+        key: _match_video(
+            tubes.get(key),
+            objects.get(key),
+            iou_matrices.get(key),
+            list(_occlusion_ranges(protocol).values()),
+        )
+        for key in sorted(objects.keys() | tubes.keys())
+    }
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    return _pool(protocol, names, matches, iou_matrices, num_empty_pairs)
+
+
+def _occlusion_ranges(protocol: Protocol) -> dict[str, tuple[float, float]]:
+    return OCCLUSION_RANGES if protocol == "ovis" else {"all": OCCLUSION_RANGES["all"]}
+
+
+def _pool(
+    protocol: Protocol,
+    category_names: dict[int, str],
+    matches: dict[tuple[int, int], _VideoMatches],
+    iou_matrices: dict[tuple[int, int], NDArray[np.float64]],
+    num_empty_pairs: int,
+) -> VideoAPResult:
+    """Curves and rows over all videos that ``matches`` holds, by (video id, category id) in rising order."""
+    category_ids = sorted(category_names)
+    num_levels = len(_occlusion_ranges(protocol))
+    num_ranges = len(AREA_RANGES) * num_levels
     shape = (len(IOU_THRESHOLDS), len(RECALL_POINTS), len(category_ids), num_ranges, len(MAX_DETECTIONS))
     precision = np.full(shape, -1.0)
     scores = np.full(shape, -1.0)
     recall = np.full(shape[:1] + shape[2:], -1.0)
+    of_category: dict[int, list[_VideoMatches]] = defaultdict(list)
+    for (_, category_id), match in matches.items():
+        of_category[category_id].append(match)
     for k, category_id in enumerate(category_ids):
-        matches = [
-            _match_video(
-                tubes.get((video_id, category_id)),
-                objects.get((video_id, category_id)),
-                iou_matrices.get((video_id, category_id)),
-                list(occlusion_ranges.values()),
-            )
-            for video_id in video_ids
-            if (video_id, category_id) in tubes or (video_id, category_id) in objects
-        ]
-        if matches:
-            precision[:, :, k], recall[:, k], scores[:, :, k] = _accumulate(matches, num_ranges)
+        if category_id in of_category:
+            curves = _accumulate(of_category[category_id], num_ranges)
+            precision[:, :, k], recall[:, k], scores[:, :, k] = curves
 
     if protocol == "ovis":
-        split = (len(AREA_RANGES), len(occlusion_ranges), len(MAX_DETECTIONS))
+        split = (len(AREA_RANGES), num_levels, len(MAX_DETECTIONS))
         precision = precision.reshape(*shape[:3], *split)
         scores = scores.reshape(*shape[:3], *split)
         recall = recall.reshape(shape[0], shape[2], *split)
     return VideoAPResult(
         protocol=protocol,
         category_ids=category_ids,
-        category_names={category["id"]: category["name"] for category in ground_truth["categories"]},
+        category_names=category_names,
         precision=precision,
         recall=recall,
         scores=scores,
         stats=_summarise(protocol, precision, recall),
         iou_matrices=iou_matrices,
         num_empty_pairs=num_empty_pairs,
+        matches=matches,
     )
 
 
