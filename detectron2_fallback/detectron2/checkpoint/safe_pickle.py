@@ -13,9 +13,10 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
@@ -103,13 +104,17 @@ def _refuse(what: str) -> Any:
     raise pickle.UnpicklingError(f"not allowed in a checkpoint: {what}")
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
+
+
 def _array_from_bytes(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     """Native-endian copy of ``raw`` as an array; raises UnpicklingError when sizes or types are wrong."""
     if isinstance(raw, str):  # Python 2 wrote byte strings, read as latin-1
         raw = raw.encode("latin-1")
     if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _DType):
         _refuse("an array that does not hold plain numbers")
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or order not in "CF":
+    if not _is_shape(shape) or order not in ("C", "F"):
         _refuse(f"an array of shape {shape!r}")
     kind: np.dtype = dtype.value
     if math.prod(shape) * kind.itemsize != len(raw) or kind.itemsize == 0:
@@ -158,7 +163,13 @@ def _storage(raw: Any) -> _Leaf:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Leaf:
     if not isinstance(storage, _Leaf) or not isinstance(storage.value, torch.TypedStorage):
         _refuse("a tensor without storage")
-    # set_ checks that offset, size and stride stay within the storage.
+    if not (_is_shape((offset,)) and _is_shape(size) and _is_shape(stride) and len(size) == len(stride)):
+        _refuse(f"a tensor of size {size!r}, stride {stride!r} and offset {offset!r}")
+    # PyTorch would enlarge a storage that is too small, with whatever is in memory.
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    count = storage.value._untyped_storage.nbytes() // storage.value.dtype.itemsize
+    if 0 not in size and last >= count:
+        _refuse(f"a tensor of size {size}, stride {stride} and offset {offset} in {count} elements")
     return _Leaf(torch._utils._rebuild_tensor(storage.value, offset, size, stride))
 
 
@@ -201,8 +212,15 @@ _GLOBALS = {
 }
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Unpickler for model files; every global outside a short list is refused."""
+class SafeUnpickler(pickle._Unpickler):
+    """Unpickler for model files; every global outside a short list is refused.
+
+    It is the one in Python: that in C makes room for as many memorised objects as an index in the file says,
+    which can be 64 GB. Model files have few objects, so that speed is no concern.
+    """
+
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Stand-in for a global of the file; raises UnpicklingError for any that is not on the list."""
@@ -213,6 +231,19 @@ class SafeUnpickler(pickle.Unpickler):
                 f"the file wants to use {module_name}.{global_name}; "
                 "only numpy arrays, tensors and plain containers are allowed in a checkpoint"
             ) from None
+
+    def load_bytearray8(self) -> None:
+        """Opcode BYTEARRAY8 with the memory that the file fills, not that which it announces."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size)
+        if len(data) < size:
+            raise EOFError
+        self.append(bytearray(data))
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
 
 
 def load_pickle(file: IO[bytes]) -> Any:
@@ -227,16 +258,10 @@ def load_pickle(file: IO[bytes]) -> Any:
         return to_plain(SafeUnpickler(file, encoding="latin1").load())
     except pickle.UnpicklingError:
         raise
-    except (
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        MemoryError,
-        RuntimeError,
-    ) as error:
+    except EOFError as error:
+        raise pickle.UnpicklingError("the file ends too early") from error
+    except Exception as error:
+        # A broken pickle can end in any exception; none of them means more than that.
         raise pickle.UnpicklingError(f"not a readable pickle of arrays: {error}") from error
 
 
