@@ -313,9 +313,9 @@ class InferenceEngine:
         prepared = self.prepare(frames)
         segmented = self.segment(prepared.frames)
         linked, link_state = self.link(segmented, None if state is None else state.link)
-        refined = self._refine(linked.queries, linked.frame_queries) if self.refines_windows else None
-        refined_scores = None
-        if refined is not None:
+        refined, refined_scores = None, None
+        if self.refine is not None and self.refines_windows:
+            refined = self.refine(linked.queries, _needed(linked.frame_queries))
             # One set of logits for the window stands for each of its frames.
             repeated = refined.logits[0].expand(len(frames), -1, -1)
             refined_scores = _add_scores(None if state is None else state.refined, repeated)
@@ -328,18 +328,11 @@ class InferenceEngine:
         window = _Window(linked, refined, segmented.mask_features, prepared.image_size, prepared.padded_size)
         return window, new_state
 
-    def _refine(self, queries: Tensor, frame_queries: Tensor | None) -> RefinedOutput:
-        assert self.refine is not None
-        if frame_queries is None:
-            raise ValueError("the linker gave no frame_queries, which the refiner needs")
-        return self.refine(queries, frame_queries)
-
     def _keep(self, store: FrameStore, window: _Window) -> None:
         """Store what the masks of a window will be made from; mask logits are smaller than mask features."""
         if self.refines_video:
             store.append("queries", window.linked.queries[0])
-            assert window.linked.frame_queries is not None
-            store.append("frame_queries", window.linked.frame_queries[0])
+            store.append("frame_queries", _needed(window.linked.frame_queries)[0])
             store.append("mask_features", window.mask_features[0])
         else:
             # With frames in the place of videos the frame axis comes first, as it is stored.
@@ -351,7 +344,8 @@ class InferenceEngine:
         masks: MaskSource = StoredMasks(store)
         refined_logits = None if state.refined is None else state.refined.mean
         if self.refines_video:
-            refined = self._refine(store.read("queries")[None], store.read("frame_queries")[None])
+            assert self.refine is not None
+            refined = self.refine(store.read("queries")[None], store.read("frame_queries")[None])
             refined_logits = refined.logits[0]
             masks = EmbeddedMasks(
                 refined.mask_embeds[0], lambda start, stop: store.read("mask_features", start, stop)
@@ -390,6 +384,12 @@ class InferenceEngine:
                 padded_size=window.padded_size,
                 state=after if t == num_frames - 1 else None,
             )
+
+
+def _needed(frame_queries: Tensor | None) -> Tensor:
+    if frame_queries is None:
+        raise ValueError("the linker gave no frame_queries, which the refiner needs")
+    return frame_queries
 
 
 def _reader(features: Tensor) -> Callable[[int, int], Tensor]:

@@ -93,8 +93,7 @@ def _compare_all(model: nn.Module, meta: dict[str, Any], golden: dict[str, np.nd
         found["masks"] = _compare(
             masks[:, :, ::stride, ::stride], golden["masks"], noise["masks"], "mask logits"
         )
-
-    result = model([{"image": frames, "height": height, "width": width}])[0]
+        result = model.postprocess(prediction, (height, width))
     assert result["image_size"] == (height, width)
     assert result["task"] == meta["task"]
     found["pixels"] = RESULT_CHECKS[meta["task"]](result, golden, noise)
