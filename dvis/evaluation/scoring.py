@@ -7,8 +7,9 @@ dictionaries (fractions, not percent; None where nothing is defined) that go int
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,19 @@ from tqdm import tqdm
 from dvis.data.files import read_json
 from dvis.evaluation.label_images import read_class_map, read_segment_ids
 from dvis.evaluation.metrics.panoptic import FrameOverlap, PanopticQuality, Segment, frame_overlap, stq, vpq
-from dvis.evaluation.metrics.semantic import SemanticConfusion, VideoConsistency
+from dvis.evaluation.metrics.semantic import SemanticConfusion, VideoConsistency, label_boundary
+from dvis.evaluation.metrics.video_ap import VideoAPResult
 
-__all__ = ["score_panoptic_images", "score_video_panoptic", "score_video_semantic"]
+__all__ = [
+    "VideoSemanticScore",
+    "instance_numbers",
+    "score_panoptic_images",
+    "score_semantic_images",
+    "score_video_panoptic",
+    "score_video_semantic",
+    "semantic_numbers",
+    "semantic_scores",
+]
 
 VPQ_WINDOWS = (1, 2, 4, 6, 8)  # of the public script; the papers report the mean of the first four
 VC_LENGTHS = (8, 16)
@@ -119,10 +130,59 @@ def score_panoptic_images(gt_json: Path, gt_masks: Path, pred_json: Path, pred_m
     }
 
 
+def instance_numbers(result: VideoAPResult) -> dict[str, Any]:
+    """Everything that the official programs print of a video AP evaluation, -1 where nothing is defined."""
+    per_category = result.per_category()
+    messages = [
+        f"Mask sizes in video {video_id} and category {category_id} may not match!"
+        for (video_id, category_id), number in result.empty_pairs.items()
+        for _ in range(number)
+    ]
+    occurring = {category_id for _, category_id in result.matches}
+    return {
+        "stats": result.stats,
+        "stats_in_printed_order": list(result.stats.values()),
+        "printed": messages + result.printed_rows(),
+        "per_category": {
+            str(category_id): rows
+            for category_id, rows in per_category.items()
+            if any(value > -1 for value in rows.values())
+        },
+        "categories_without_ground_truth_or_prediction_are_all_minus_one": all(
+            value == -1
+            for category_id, rows in per_category.items()
+            if category_id not in occurring
+            for value in rows.values()
+        ),
+        "iou_matrices_video,category_rows_by_descending_score": {
+            f"{video_id},{category_id}": matrix.tolist()
+            for (video_id, category_id), matrix in result.iou_matrices.items()
+        },
+        "mismatch_messages": result.num_empty_pairs,
+    }
+
+
 def score_video_semantic(
     gt_root: Path, videos: Sequence[str], pred_root: Path, raw_masks: bool = False, num_classes: int = 124
 ) -> dict[str, Any]:
-    """mIoU, accuracies, VC8 and VC16 of a VSPW-form result.
+    """mIoU, accuracies, VC8 and VC16 of a VSPW-form result; see `semantic_scores`."""
+    return semantic_numbers(semantic_scores(gt_root, videos, pred_root, raw_masks, num_classes))
+
+
+@dataclass(frozen=True)
+class VideoSemanticScore:
+    """What is counted of one video of a VSPW-form result."""
+
+    name: str
+    num_frames: int
+    confusion: SemanticConfusion
+    consistency: VideoConsistency
+
+
+def semantic_scores(
+    gt_root: Path, videos: Sequence[str], pred_root: Path, raw_masks: bool = False, num_classes: int = 124
+) -> Iterator[VideoSemanticScore]:
+    """Count video by video.
 
     Args:
         gt_root: folder ``data`` with ``<video>/mask/<frame>.png``; classes from 0, 255 = ignore.
@@ -134,21 +194,31 @@ def score_video_semantic(
     Raises:
         FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the frame.
     """
-    confusion = SemanticConfusion(num_classes)
-    consistency = VideoConsistency(VC_LENGTHS)
 
-    def score(video: str) -> tuple[SemanticConfusion, VideoConsistency]:
-        partial, clips = SemanticConfusion(num_classes), VideoConsistency(VC_LENGTHS)
-        clips.add_video(_semantic_frames(gt_root / video / "mask", pred_root / video, raw_masks, partial))
-        return partial, clips
+    def score(video: str) -> VideoSemanticScore:
+        folder = gt_root / video / "mask"
+        files = sorted(folder.glob("*.png"))
+        if not files:
+            raise FileNotFoundError(f"{folder}: no masks (*.png)")
+        confusion, consistency = SemanticConfusion(num_classes), VideoConsistency(VC_LENGTHS)
+        consistency.add_video(_semantic_frames(files, pred_root / video, raw_masks, confusion))
+        return VideoSemanticScore(video, len(files), confusion, consistency)
 
     with ThreadPoolExecutor(NUM_WORKERS) as pool:
-        for partial, clips in tqdm(
-            pool.map(score, videos), desc="VSS scoring", unit="video", total=len(videos)
-        ):
-            confusion.merge(partial)
-            for length in VC_LENGTHS:
-                consistency.clips[length].extend(clips.clips[length])
+        yield from tqdm(pool.map(score, videos), desc="VSS scoring", unit="video", total=len(videos))
+
+
+def semantic_numbers(scores: Iterable[VideoSemanticScore]) -> dict[str, Any]:
+    """mIoU, accuracies, VC8 and VC16 over all videos, as the public scripts compute them."""
+    confusion: SemanticConfusion | None = None
+    consistency = VideoConsistency(VC_LENGTHS)
+    for score in scores:
+        confusion = confusion or SemanticConfusion(score.confusion.num_classes)
+        confusion.merge(score.confusion)
+        for length in VC_LENGTHS:
+            consistency.clips[length].extend(score.consistency.clips[length])
+    if confusion is None:
+        raise ValueError("there is no video to score")
     iou = confusion.iou()
     result: dict[str, Any] = {
         **{name: none_if_nan(value) for name, value in confusion.summary().items()},
@@ -163,17 +233,76 @@ def score_video_semantic(
     return result
 
 
+def score_semantic_images(
+    gt_root: Path, pred_root: Path, class_names: Sequence[str], ignore_label: int = 255
+) -> dict[str, float | None]:
+    """Semantic segmentation of images as detectron2's ``SemSegEvaluator`` reports it, in percent.
+
+    Args:
+        gt_root: folder of label maps ``<image>.png``.
+        pred_root: folder of predicted label maps under the same names.
+        class_names: of the classes 0, 1, ...
+        ignore_label: of ground-truth pixels that do not count.
+
+    Returns:
+        ``mIoU``, ``fwIoU``, ``mACC``, ``pACC`` and, per class, ``IoU-*``, ``BoundaryIoU-*``,
+        ``min(IoU, B-Iou)-*``, ``ACC-*``; None where a class does not occur.
+
+    Raises:
+        FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the file.
+
+    Source: detectron2 0.6; Boundary IoU (arXiv:2103.16562) of label maps.
+    """
+    files = sorted(gt_root.glob("*.png"))
+    if not files:
+        raise FileNotFoundError(f"{gt_root}: no label maps (*.png)")
+    num_classes = len(class_names)
+    if num_classes > 254:
+        raise ValueError(f"label maps of 8 bits hold at most 254 classes, not {num_classes}")
+    regions, boundaries = SemanticConfusion(num_classes), SemanticConfusion(num_classes)
+
+    def count(file: Path) -> tuple[SemanticConfusion, SemanticConfusion]:
+        truth, predicted = read_class_map(file), read_class_map(pred_root / file.name)
+        truth = np.where(truth == ignore_label, num_classes, truth).astype(np.uint8)
+        predicted = np.minimum(predicted, 255).astype(np.uint8)
+        found = SemanticConfusion(num_classes), SemanticConfusion(num_classes)
+        try:
+            found[0].add(truth, predicted)
+        except ValueError as error:
+            raise ValueError(f"{pred_root / file.name}: {error}") from error
+        found[1].add(label_boundary(truth), label_boundary(predicted))
+        return found
+
+    with ThreadPoolExecutor(NUM_WORKERS) as pool:
+        for found in tqdm(pool.map(count, files), desc="mIoU", unit="image", total=len(files)):
+            regions.merge(found[0])
+            boundaries.merge(found[1])
+
+    summary, iou = regions.summary(), regions.iou()
+    # Boundaries of a label map hold differences of labels; a class may occur in them on one side only.
+    common, truth_sum, predicted_sum = boundaries.marginals()
+    union = truth_sum + predicted_sum - common
+    boundary_iou = np.where(union > 0, common / np.maximum(union, 1), np.nan)
+    common, truth_sum, _ = regions.marginals()
+    accuracy = np.where(truth_sum > 0, common / np.maximum(truth_sum, 1), np.nan)
+    result = {"mIoU": summary["mIoU"], "fwIoU": summary["fwIoU"]}
+    for i, name in enumerate(class_names):
+        result[f"IoU-{name}"] = iou[i]
+        result[f"BoundaryIoU-{name}"] = boundary_iou[i]
+        result[f"min(IoU, B-Iou)-{name}"] = np.minimum(iou[i], boundary_iou[i])
+    result["mACC"], result["pACC"] = summary["Acc_class"], summary["Acc"]
+    result |= {f"ACC-{name}": accuracy[i] for i, name in enumerate(class_names)}
+    return {name: none_if_nan(100 * float(value)) for name, value in result.items()}
+
+
 def none_if_nan(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value
 
 
 def _semantic_frames(
-    gt_folder: Path, pred_folder: Path, raw_masks: bool, confusion: SemanticConfusion
+    files: Sequence[Path], pred_folder: Path, raw_masks: bool, confusion: SemanticConfusion
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    files = sorted(gt_folder.glob("*.png"))
-    if not files:
-        raise FileNotFoundError(f"{gt_folder}: no masks (*.png)")
     for file in files:
         truth, predicted = read_class_map(file), read_class_map(pred_folder / file.name)
         if raw_masks:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SemanticConfusion", "VideoConsistency"]
+__all__ = ["SemanticConfusion", "VideoConsistency", "label_boundary"]
 
 
 class SemanticConfusion:
@@ -50,19 +50,21 @@ class SemanticConfusion:
         """Add what another process counted."""
         self.matrix += other.matrix
 
+    def marginals(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Correct, ground-truth and predicted pixels per class, ``K`` each; without ignored ones."""
+        return self.matrix[:, :-1].diagonal(), self.matrix.sum(axis=1), self.matrix[:, :-1].sum(axis=0)
+
     def iou(self) -> NDArray[np.float64]:
         """IoU per class, ``K``; NaN for classes without ground truth."""
-        truth = self.matrix.sum(axis=1)
-        intersection = self.matrix[:, :-1].diagonal()
-        union = truth + self.matrix[:, :-1].sum(axis=0) - intersection
+        intersection, truth, predicted = self.marginals()
+        union = truth + predicted - intersection
         return np.where(truth > 0, intersection / np.maximum(union, 1), np.nan)
 
     def summary(self) -> dict[str, float]:
         """Fractions ``Acc`` (pixels), ``Acc_class``, ``mIoU``, ``fwIoU`` over classes with ground truth."""
-        truth = self.matrix.sum(axis=1)
+        correct, truth, _ = self.marginals()
         if not truth.any():
             return dict.fromkeys(("Acc", "Acc_class", "mIoU", "fwIoU"), math.nan)
-        correct = self.matrix[:, :-1].diagonal()
         present = truth > 0
         iou = self.iou()
         return {
@@ -71,6 +73,23 @@ class SemanticConfusion:
             "mIoU": float(iou[present].mean()),
             "fwIoU": float((truth[present] / truth.sum() * iou[present]).sum()),
         }
+
+
+def label_boundary(labels: NDArray[np.uint8], width: float = 0.02) -> NDArray[np.uint8]:
+    """A label map minus its erosion, ``H W``: not zero only near boundaries and the image's edge.
+
+    Args:
+        labels: ``H W``.
+        width: of the boundary, as a fraction of the image's diagonal; at least one pixel.
+
+    Source: Boundary IoU (arXiv:2103.16562), as detectron2 0.6 applies it to whole label maps.
+    """
+    import cv2
+
+    steps = max(round(width * math.hypot(*labels.shape)), 1)
+    padded = np.pad(labels, 1)  # zeros outside, so that the image's edge is a boundary
+    eroded = np.asarray(cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=steps), np.uint8)
+    return labels - eroded[1:-1, 1:-1]
 
 
 @dataclass

@@ -58,7 +58,8 @@ class VideoAPResult:
         stats: the summary rows in printed order, by name; fractions, -1 where nothing is defined.
         iou_matrices: tube IoU by (video id, category id), ``D G``: predictions by falling score, objects in
             file order. Only pairs of video and category with both sides are present.
-        num_empty_pairs: pairs of prediction and object whose union is empty (sizes that differ, only null).
+        empty_pairs: how many pairs of prediction and object have an empty union (sizes that differ, only
+            null), by (video id, category id).
         matches: what was matched in each video, by (video id, category id).
     """
 
@@ -70,23 +71,30 @@ class VideoAPResult:
     scores: NDArray[np.float64]
     stats: dict[str, float]
     iou_matrices: dict[tuple[int, int], NDArray[np.float64]] = field(repr=False)
-    num_empty_pairs: int = 0
+    empty_pairs: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
     matches: dict[tuple[int, int], _VideoMatches] = field(default_factory=dict, repr=False)
 
     def restricted_to(self, video_ids: Collection[int]) -> VideoAPResult:
         """The result on a part of the videos, as if only they had been evaluated.
 
-        Nothing is matched again, so parts (long videos, one video) cost little. ``num_empty_pairs`` stays
-        that of the whole.
+        Nothing is matched again, so parts (long videos, one video) cost little.
         """
         kept = set(video_ids)
+
+        def part(table: dict[tuple[int, int], Any]) -> dict[tuple[int, int], Any]:
+            return {key: value for key, value in table.items() if key[0] in kept}
+
         return _pool(
             self.protocol,
             self.category_names,
-            {key: match for key, match in self.matches.items() if key[0] in kept},
-            {key: iou for key, iou in self.iou_matrices.items() if key[0] in kept},
-            self.num_empty_pairs,
+            part(self.matches),
+            part(self.iou_matrices),
+            part(self.empty_pairs),
         )
+
+    @property
+    def num_empty_pairs(self) -> int:
+        return sum(self.empty_pairs.values())
 
     def per_category(self) -> dict[int, dict[str, float]]:
         """All summary rows of every category by dataset id; -1 where the category has no counting object."""
@@ -147,14 +155,15 @@ def evaluate_video_ap(
     tubes = _read_predictions(results, video_ids, category_ids)
 
     iou_matrices: dict[tuple[int, int], NDArray[np.float64]] = {}
-    num_empty_pairs = 0
+    empty_pairs: dict[tuple[int, int], int] = {}
     for key in sorted(objects.keys() & tubes.keys()):
         iou_matrices[key], empty = _tube_iou(tubes[key], objects[key], key, protocol)
-        num_empty_pairs += empty
-    if num_empty_pairs:
+        if empty:
+            empty_pairs[key] = empty
+    if empty_pairs:
         logger.warning(
             "%d pairs of prediction and object have no pixel in common frames of equal size; their IoU is 0.",
-            num_empty_pairs,
+            sum(empty_pairs.values()),
         )
 
     matches = {
@@ -167,7 +176,7 @@ def evaluate_video_ap(
         for key in sorted(objects.keys() | tubes.keys())
     }
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    return _pool(protocol, names, matches, iou_matrices, num_empty_pairs)
+    return _pool(protocol, names, matches, iou_matrices, empty_pairs)
 
 
 def _occlusion_ranges(protocol: Protocol) -> dict[str, tuple[float, float]]:
@@ -179,7 +188,7 @@ def _pool(
     category_names: dict[int, str],
     matches: dict[tuple[int, int], _VideoMatches],
     iou_matrices: dict[tuple[int, int], NDArray[np.float64]],
-    num_empty_pairs: int,
+    empty_pairs: dict[tuple[int, int], int],
 ) -> VideoAPResult:
     """Curves and rows over all videos that ``matches`` holds, by (video id, category id) in rising order."""
     category_ids = sorted(category_names)
@@ -211,7 +220,7 @@ def _pool(
         scores=scores,
         stats=_summarise(protocol, precision, recall),
         iou_matrices=iou_matrices,
-        num_empty_pairs=num_empty_pairs,
+        empty_pairs=empty_pairs,
         matches=matches,
     )
 
