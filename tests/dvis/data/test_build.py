@@ -14,7 +14,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 import dvis
-from dvis.data import MissingDataError, build_test_loader, build_train_loader, check_datasets
+from dvis.data import MissingDataError, build_test_loader, build_train_loader, check_datasets, get_spec
+from dvis.data.mapper import clip_mapper_from_config
 
 
 def config(*overrides: Any) -> CfgNode:
@@ -191,3 +192,23 @@ def test_missing_data_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_sampler_of_detectron2_is_not_replaced_silently(toy_data: Path) -> None:
     with pytest.raises(ValueError, match="SAMPLER_TRAIN"):
         build_train_loader(config("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"))
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+LEAVES = sorted(
+    path for path in CONFIGS.rglob("*.yaml") if "_base_" not in path.parts and "Base-" not in path.name
+)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_configuration_fits_its_data_sets(path: Path) -> None:
+    cfg = dvis.load_config(path)
+    if "coco" in path.relative_to(CONFIGS).parts:
+        pytest.skip("images are detectron2's own data sets")
+    specs = [get_spec(name) for name in cfg.DATASETS.TRAIN]
+    assert [spec.kind for spec in specs] == list(cfg.DATASETS.DATASET_TYPE)
+    assert [get_spec(name).kind for name in cfg.DATASETS.TEST] == list(cfg.DATASETS.DATASET_TYPE_TEST)
+    assert len(specs[-1].class_names()) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    for spec, need_map in zip(specs, cfg.DATASETS.DATASET_NEED_MAP, strict=True):
+        assert need_map == (spec.categories != specs[-1].categories)
+        clip_mapper_from_config(cfg, spec.kind, spec.reader(), spec.class_map_to(specs[-1]))
