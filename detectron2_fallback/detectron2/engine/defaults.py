@@ -137,19 +137,6 @@ def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
     return default
 
 
-def _highlight(code: str, filename: str) -> str:
-    """``code`` with colours for the terminal, if pygments is there."""
-    try:
-        import pygments
-    except ImportError:
-        return code
-    from pygments.formatters import Terminal256Formatter
-    from pygments.lexers import PythonLexer, YamlLexer
-
-    lexer = PythonLexer() if filename.endswith(".py") else YamlLexer()
-    return pygments.highlight(code, lexer, Terminal256Formatter(style="monokai"))
-
-
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Set up what every run needs: loggers, output folder with the config in it, random seeds, backend flags.
 
@@ -171,14 +158,14 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Command line arguments: " + str(args))
     if config_file := getattr(args, "config_file", ""):
         with PathManager.open(config_file, "r") as file:
-            content = _highlight(file.read(), config_file)
+            content = file.read()
         logger.info(f"Contents of args.config_file={config_file}:\n{content}")
 
     if comm.is_main_process() and output_dir:
         # The other processes have the same config.
         path = os.path.join(output_dir, "config.yaml")
         dumped = cfg.dump()
-        logger.info("Running with full config:\n{}".format(_highlight(dumped, ".yaml")))
+        logger.info(f"Running with full config:\n{dumped}")
         with PathManager.open(path, "w") as file:
             file.write(dumped)
         logger.info(f"Full config saved to {path}")
