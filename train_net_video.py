@@ -58,7 +58,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             verify_results(cfg, results)
         return results
     trainer = VideoTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with clear_errors():
+        trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 

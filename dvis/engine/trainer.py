@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
 from torch import nn
 
+from dvis.checkpoint import load_weights
 from dvis.data import build_test_loader, build_train_loader
 from dvis.engine.optimizer import build_optimizer
 from dvis.evaluation import build_evaluator
@@ -19,6 +20,22 @@ from dvis.evaluation import build_evaluator
 
 class VideoTrainer(DefaultTrainer):
     """Trains any meta-architecture of this project; everything it does is read from the configuration."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: whether to continue if there is a checkpoint.
+
+        Raises:
+            FileNotFoundError: if ``MODEL.WEIGHTS`` does not exist.
+            ValueError: if the weights do not belong to the model.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+            return
+        model = self._trainer.model
+        load_weights(getattr(model, "module", model), self.cfg.MODEL.WEIGHTS)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
