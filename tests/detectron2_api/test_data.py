@@ -155,7 +155,7 @@ def test_map_can_be_pickled_with_a_lambda() -> None:
 
 
 def test_iterable_data_set_has_the_length_of_its_sampler() -> None:
-    dataset = ToIterableDataset(DatasetFromList(list("abc")), [2, 0])  # type: ignore[arg-type]
+    dataset = ToIterableDataset(DatasetFromList(list("abc")), [2, 0])
     assert list(dataset) == ["c", "a"]
     assert len(dataset) == 2
     with pytest.raises(AssertionError):
@@ -605,7 +605,8 @@ def test_augmentations_of_a_config() -> None:
     cfg.INPUT.RANDOM_FLIP = "none"
     assert len(detection_utils.build_augmentation(cfg, True)) == 1
     cfg.INPUT.RANDOM_FLIP = "vertical"
-    assert detection_utils.build_augmentation(cfg, True)[1].vertical
+    flip: Any = detection_utils.build_augmentation(cfg, True)[1]
+    assert flip.vertical
 
 
 # ------------------------------------------------------------------ the default mapper

@@ -212,7 +212,7 @@ def test_semantic_prediction_of_another_size() -> None:
 
 def panoptic_case(name: str) -> tuple[Path, dict, dict, dict]:
     case = CASES / "coco_panoptic" / name
-    return (case, *(json.loads((case / f"{part}.json").read_text()) for part in ("gt", "pred", "expected")))  # type: ignore[return-value]
+    return (case, *(json.loads((case / f"{part}.json").read_text()) for part in ("gt", "pred", "expected")))
 
 
 @pytest.mark.parametrize("name", ["standard", "crowd_and_void"])

@@ -104,7 +104,8 @@ def test_iterable_data_set_keeps_the_order_of_the_sampler(num_workers: int, chun
         collate_fn=list,
         worker_init_fn=worker_init_reset_seed,
     )
-    assert list(itertools.chain(*take(loader, 96 // chunk))) == expected
+    batches: list[Any] = take(loader, 96 // chunk)
+    assert list(itertools.chain(*batches)) == expected
 
 
 def test_single_elements_of_two_workers_keep_the_order() -> None:

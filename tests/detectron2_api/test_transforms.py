@@ -42,7 +42,7 @@ def test_rotated_boxes_under_unequal_factors() -> None:
     assert image.shape[:2] == (800, 800)
     angles = [0, 30, 90, -90]
     boxes = transforms.apply_rotated_box(np.array([[150, 100, 40, 20, a] for a in angles], dtype=np.float64))
-    expected = [
+    expected: Any = [
         [600, 200, 160, 40, 0],
         [600, 200, 144.22205102, 52.91502622, 49.10660535],
         [600, 200, 80, 80, 90],
@@ -176,6 +176,7 @@ def test_a_transform_can_stand_in_a_list_of_augmentations() -> None:
         [T.HFlipTransform(4), T.AugmentationList([T.Resize(12), T.Resize((6, 8))])]
     )
     assert inputs.image.shape == (6, 8, 3)
+    assert inputs.boxes is not None
     np.testing.assert_allclose(inputs.boxes, [[6, 0, 8, 2]])
     assert isinstance(transforms, T.TransformList)
     assert isinstance(_TransformToAug(T.NoOpTransform())(inputs), T.NoOpTransform)
@@ -331,7 +332,7 @@ def test_colour_transforms_call_their_operation() -> None:
     assert isinstance(solarize.inverse(), T.NoOpTransform)
     for kind in (T.ColorTransform, T.PILColorTransform):
         with pytest.raises(ValueError):
-            kind(3)
+            kind(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [T.RandomBrightness, T.RandomContrast, T.RandomSaturation])
@@ -362,7 +363,7 @@ def test_colour_augmentations() -> None:
 @pytest.mark.parametrize("shape", [(100, 100), (100, 100, 1), (100, 100, 3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_resize_keeps_dimensions_and_type(shape: tuple[int, ...], dtype: type) -> None:
-    image = image_of(*shape).astype(dtype)
+    image: np.ndarray = image_of(*shape).astype(dtype)
     out = T.ResizeTransform(100, 100, 200, 150).apply_image(image)
     assert out.shape == (200, 150, *shape[2:])
     assert out.dtype == dtype

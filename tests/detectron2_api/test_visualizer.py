@@ -206,7 +206,7 @@ def test_panoptic_map(img: np.ndarray, mode: ColorMode) -> None:
     metadata = MetadataCatalog.get("coco_2017_val_panoptic")
     ids = torch.zeros(100, 100, dtype=torch.int64)
     ids[:50], ids[50:, :40] = 1, 2
-    segments = [
+    segments: list[dict[str, Any]] = [
         {"id": 1, "category_id": 120, "isthing": False},
         {"id": 2, "category_id": 3, "isthing": True, "score": 0.5},
     ]
@@ -303,7 +303,7 @@ def test_generic_mask_converts() -> None:
     counts = {"counts": [0, 5, 9995], "size": [100, 100]}
     assert GenericMask(counts, 100, 100).mask[:5, 0].all()
     with pytest.raises(ValueError):
-        GenericMask("mask", 100, 100)  # type: ignore[arg-type]
+        GenericMask("mask", 100, 100)
     with pytest.raises(AssertionError):
         GenericMask(mask, 100, 99)
 
@@ -408,7 +408,7 @@ def test_video_of_maps(img: np.ndarray) -> None:
     visualizer = VideoVisualizer(metadata)
     ids = torch.zeros(100, 100, dtype=torch.int64)
     ids[:50], ids[50:, :40] = 1, 2
-    segments = [
+    segments: list[dict[str, Any]] = [
         {"id": 1, "category_id": 120, "isthing": False},
         {"id": 2, "category_id": 3, "isthing": True, "score": 0.5},
     ]

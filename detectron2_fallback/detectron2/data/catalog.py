@@ -20,13 +20,13 @@ class _DatasetCatalog(UserDict):
     dicts (one per image or video). Calling it twice must give the same content.
     """
 
-    def register(self, name: str, func: Callable[[], list[dict]]) -> None:
+    def register(self, name: str, func: Callable[[], Any]) -> None:
         """Register ``func`` as the loader of ``name``; a name can be registered only once."""
         assert callable(func), "You must register a function with `DatasetCatalog.register`!"
         assert name not in self, f"Dataset '{name}' is already registered!"
         self[name] = func
 
-    def get(self, name: str) -> list[dict]:  # type: ignore[override]
+    def get(self, name: str) -> Any:  # type: ignore[override]
         """Call the registered function and return its result.
 
         Raises:

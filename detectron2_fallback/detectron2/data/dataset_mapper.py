@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class DatasetMapper:
         use_instance_mask: bool = False,
         use_keypoint: bool = False,
         instance_mask_format: str = "polygon",
-        keypoint_hflip_indices: np.ndarray | None = None,
+        keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
     ) -> None:

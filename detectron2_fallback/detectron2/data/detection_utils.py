@@ -205,7 +205,7 @@ def transform_instance_annotations(
     transforms: T.Transform | Sequence[T.Transform],
     image_size: tuple[int, int],
     *,
-    keypoint_hflip_indices: np.ndarray | None = None,
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
 ) -> dict:
     """Apply transforms to box, segmentation and keypoints of one instance.
 
@@ -256,7 +256,7 @@ def transform_keypoint_annotations(
     keypoints: Any,
     transforms: T.Transform,
     image_size: tuple[int, int],
-    keypoint_hflip_indices: np.ndarray | None = None,
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Transform the keypoints of one instance.
 

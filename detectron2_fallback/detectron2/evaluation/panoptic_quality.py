@@ -81,14 +81,30 @@ class PanopticCounts:
         )
 
 
+def _index_ids(ids: np.ndarray, segments: Mapping[int, Any]) -> tuple[np.ndarray, list[int]]:
+    """Number ids by their rank among void and the listed ids; all others get the number after these.
+
+    Returns:
+        One int64 number per element, flat, and the sorted ids that the numbers stand for.
+    """
+    values = np.array(sorted({VOID, *segments}), dtype=np.int64)
+    flat = ids.reshape(-1)
+    index = np.searchsorted(values, flat).clip(max=len(values) - 1)
+    index[values[index] != flat] = len(values)
+    return index, values.tolist()
+
+
 def _check_prediction(
-    areas: Mapping[int, int], segments: Mapping[int, Mapping], index_of: Mapping[int, int], name: str
+    areas: Mapping[int, int],
+    segments: Mapping[int, Mapping],
+    index_of: Mapping[int, int],
+    name: str,
+    unlisted: Sequence[int] | np.ndarray,
 ) -> None:
     """Ids of PNG and json must agree, categories must exist."""
-    for segment_id in areas:
-        if segment_id != VOID and segment_id not in segments:
-            raise KeyError(f"{name}: segment {segment_id} is in the predicted PNG but not in the json")
-    missing = sorted(set(segments) - set(areas))
+    if len(unlisted):
+        raise KeyError(f"{name}: segment {unlisted[0]} is in the predicted PNG but not in the json")
+    missing = sorted(segment_id for segment_id in segments if areas[segment_id] == 0)
     if missing:
         raise KeyError(f"{name}: segments {missing} are in the predicted json but not in the PNG")
     for segment_id, segment in segments.items():
@@ -125,24 +141,25 @@ def count_segments(
     gt = {segment["id"]: segment for segment in gt_segments}
     pred = {segment["id"]: segment for segment in pred_segments}
 
-    gt_values, gt_index = np.unique(gt_ids, return_inverse=True)
-    pred_values, pred_index = np.unique(pred_ids, return_inverse=True)
+    gt_index, gt_values = _index_ids(gt_ids, gt)
+    pred_index, pred_values = _index_ids(pred_ids, pred)
     table = np.bincount(
-        gt_index.reshape(-1) * len(pred_values) + pred_index.reshape(-1),
-        minlength=len(gt_values) * len(pred_values),
-    ).reshape(len(gt_values), len(pred_values))
-    gt_row = {int(value): row for row, value in enumerate(gt_values)}
-    pred_column = {int(value): column for column, value in enumerate(pred_values)}
+        gt_index * (len(pred_values) + 1) + pred_index,
+        minlength=(len(gt_values) + 1) * (len(pred_values) + 1),
+    ).reshape(len(gt_values) + 1, len(pred_values) + 1)
+    unlisted = pred_ids.reshape(-1)[pred_index == len(pred_values)] if table[:, -1].any() else []
+    _check_prediction(dict(zip(pred_values, table.sum(axis=0), strict=False)), pred, index_of, name, unlisted)
+    gt_row = {value: row for row, value in enumerate(gt_values)}
+    pred_column = {value: column for column, value in enumerate(pred_values)}
     pred_areas = {value: int(table[:, column].sum()) for value, column in pred_column.items()}
-    _check_prediction(pred_areas, pred, index_of, name)
 
     def overlap(gt_id: int, pred_id: int) -> int:
-        return int(table[gt_row[gt_id], pred_column[pred_id]]) if gt_id in gt_row else 0
+        return int(table[gt_row[gt_id], pred_column[pred_id]])
 
     matched_gt, matched_pred = set(), set()
-    for row, column in zip(*np.nonzero(table), strict=True):
-        gt_id, pred_id = int(gt_values[row]), int(pred_values[column])
-        if gt_id not in gt or pred_id not in pred or gt[gt_id].get("iscrowd", 0):
+    for row, column in zip(*np.nonzero(table[:-1]), strict=True):
+        gt_id, pred_id = gt_values[row], pred_values[column]
+        if VOID in (gt_id, pred_id) or gt[gt_id].get("iscrowd", 0):
             continue
         category = gt[gt_id]["category_id"]
         if category != pred[pred_id]["category_id"]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-import torch.nn.functional as F
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.comm import all_gather, is_main_process, synchronize
 from detectron2.utils.file_io import PathManager
 from PIL import Image
+from scipy.ndimage import minimum_filter1d
 
 from .evaluator import DatasetEvaluator
 
@@ -214,13 +214,12 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         assert mask.ndim == 2, "mask_to_boundary expects a 2-dimensional image"
         height, width = mask.shape
-        reach = max(1, round(dilation_ratio * float(np.hypot(height, width))))
+        size = 2 * max(1, round(dilation_ratio * float(np.hypot(height, width)))) + 1
         # Erosion is the smallest value in a square window. Zeros outside make the image's edge a boundary.
-        padded = F.pad(torch.from_numpy(mask.astype(np.float32))[None, None], (reach,) * 4)
-        eroded = -padded
-        for kernel in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
-            eroded = F.max_pool2d(eroded, kernel, stride=1)
-        return mask - (-eroded)[0, 0].numpy().astype(np.uint8)
+        eroded = mask
+        for axis in (0, 1):
+            eroded = minimum_filter1d(eroded, size, axis=axis, mode="constant", cval=0)
+        return mask - eroded
 
 
 def _marginals(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
