@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -16,15 +15,13 @@ class GuidanceSchedule(nn.Module):
     """Says at each training step whether matching still is guided by the module that is trained already.
 
     The position is the trainer's iteration (detectron2's event storage, which a resumed run restores), or the
-    number of own steps where no trainer runs. It is a buffer that is saved with the model; but published
-    checkpoints have no such key, and a model's keys are those of published checkpoints. So it travels where
-    module versions do, in the state dict's metadata, which ``torch.save`` keeps. It only counts for the stage
+    number of own steps where no trainer runs. It is saved with the model; but published checkpoints have no
+    such tensor, and a model's keys are those of published checkpoints. So it travels where module versions
+    do, in the state dict's metadata, which ``torch.save`` keeps. It only counts for the stage
     that saved it: the tracker's final weights start the refiner's schedule at zero.
 
     Source: DVIS (arXiv:2306.03413), sections 3.2 and 3.3: guided during the first half of the iterations.
     """
-
-    step: Tensor
 
     def __init__(self, *, stage: str, guided_fraction: float, max_iter: int) -> None:
         """
@@ -44,21 +41,20 @@ class GuidanceSchedule(nn.Module):
             )
         self.stage = stage
         self.guided_steps = int(guided_fraction * max_iter)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.step = 0
 
     def advance(self) -> bool:
         """Count one training step and return whether it is guided."""
-        step = _trainer_iteration()
-        if step is None:
-            step = int(self.step)
-        self.step.fill_(step + 1)
+        iteration = _trainer_iteration()
+        step = self.step if iteration is None else iteration
+        self.step = step + 1
         return step < self.guided_steps
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
         if metadata is not None:
-            metadata[prefix[:-1]].update(step=int(self.step), stage=self.stage)
+            metadata[prefix[:-1]].update(step=self.step, stage=self.stage)
 
     def _load_from_state_dict(
         self,
@@ -70,7 +66,7 @@ class GuidanceSchedule(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
         if local_metadata.get("stage") == self.stage:
-            self.step.fill_(int(local_metadata["step"]))
+            self.step = int(local_metadata["step"])
 
 
 def _trainer_iteration() -> int | None:

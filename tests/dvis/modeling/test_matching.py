@@ -19,7 +19,7 @@ from dvis.modeling.matching import (
     match_queries,
 )
 from mask2former.modeling.matcher import MatchingWeights
-from tests.reference import load_golden
+from tests.reference import load_golden, unpack_bits
 from tests.weights import RandTape, make_input
 
 
@@ -106,9 +106,7 @@ def frames_of(labels: Any, ids: Any, masks: Any) -> list[dict[str, Tensor]]:
 
 def test_golden_first_appearance() -> None:
     meta, golden = load_golden("matcher")
-    masks = (
-        np.unpackbits(golden["gt"])[: np.prod(golden["gt_shape"])].reshape(golden["gt_shape"]).astype(bool)
-    )
+    masks = unpack_bits(golden, "gt")
     T, Q, h, w = meta["frames"], meta["Q"], meta["h"] // 4, meta["w"] // 4
     outputs = {
         "pred_logits": torch.from_numpy(make_input("logits", (T, Q, meta["K"] + 1), meta["seed"], 2.0)),

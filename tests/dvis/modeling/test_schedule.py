@@ -53,7 +53,7 @@ def test_position_survives_saving(tmp_path: Path) -> None:
     resumed = model()
     weights = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     assert resumed.load_state_dict(weights) == ([], [])
-    assert int(resumed["schedule"].step) == 3
+    assert resumed["schedule"].step == 3
     assert not resumed["schedule"].advance()
 
 
@@ -63,13 +63,13 @@ def test_next_stage_starts_anew() -> None:
         tracker["schedule"].advance()
     refiner.load_state_dict(tracker.state_dict())
     assert refiner["schedule"].advance()
-    assert int(refiner["schedule"].step) == 1
+    assert refiner["schedule"].step == 1
 
 
 def test_weights_without_metadata_load() -> None:
     resumed = model()
     resumed.load_state_dict(dict(model().state_dict()))
-    assert int(resumed["schedule"].step) == 0
+    assert resumed["schedule"].step == 0
 
 
 def test_bad_fraction() -> None:
