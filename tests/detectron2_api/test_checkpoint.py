@@ -497,11 +497,11 @@ HOSTILE = {
     ),
     "function altered": (
         b"\x80\x02c_codecs\nencode\n}" + text("__defaults__") + b")sb.",
-        "tries to change a function",
+        "a change of a function",
     ),
     "function altered through slots": (
         b"\x80\x02c_codecs\nencode\nN}" + text("_function") + b"Ns\x86b.",
-        "tries to change a function",
+        "a change of a function",
     ),
     "array altered twice": (
         ZEROS[:-2].replace(b"}(U\x01a", b"", 1) + b"}" + text("value") + b"Nsb.",
@@ -523,7 +523,7 @@ HOSTILE = {
     "contains itself": (b"\x80\x02]q\x00h\x00a.", "nested"),
     "persistent id": (b"\x80\x02Px\n.", "persistent"),
     "extension code": (b"\x80\x02\x82\x01.", "extension"),
-    "a bare function": (b"\x80\x02c__builtin__\nset\n.", "_Callable"),
+    "a bare function": (b"\x80\x02c__builtin__\nset\n.", "function"),
     "not a pickle": (b"certainly no pickle", "model"),
     "truncated": (pickle.dumps({"model": {"a": np.zeros(9)}, "__author__": "x"})[:-20], "ends too early"),
     "empty": (b"", "ends too early"),
@@ -591,9 +591,6 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 @bundled_only
 def test_numpy_numbers_in_a_torch_file(tmp_path: Path) -> None:
     """Trainers of old saved numpy scalars beside the weights."""
-    version = tuple(int(x) for x in torch.__version__.split(".")[:2])
-    if version < (2, 6):
-        pytest.skip("torch before 2.6 cannot be told the names of such globals")
     model = Net()
     data = {
         "model": model.state_dict(),

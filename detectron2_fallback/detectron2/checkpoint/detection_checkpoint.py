@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,32 +15,24 @@ from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import nn
 
 from .c2_model_loading import align_and_update_state_dicts, convert_torchvision_names, is_torchvision_resnet
-from .safe_pickle import load_pickle, to_plain, torch_safe_globals
+from .safe_pickle import load_pickle, numpy_in_torch_files, to_plain
 
 __all__ = ["DetectionCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def _numpy_numbers_allowed() -> Iterator[None]:
-    """Let torch's restricted reader accept numpy numbers where this torch can be told to (2.6 and later)."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 6):
-        yield
-        return
-    with torch.serialization.safe_globals(torch_safe_globals()):
-        yield
-
-
 def _load_torch(path: str) -> Any:
     """``torch.load`` restricted to tensors and plain data; errors name the file."""
     try:
-        with _numpy_numbers_allowed():
+        with numpy_in_torch_files():
             return to_plain(torch.load(path, map_location="cpu", weights_only=True), strict=False)
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError(f"Checkpoint {path} was refused: {error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise  # names the file itself
+    except Exception as error:
+        # A damaged file can end in any exception; none of them means more than that.
         raise RuntimeError(
             f"Checkpoint {path} cannot be read (damaged or not a checkpoint): {error}"
         ) from error

@@ -9,19 +9,20 @@ Source: project choice.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import pickle
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
 
-__all__ = ["SafeUnpickler", "load_pickle", "to_plain", "torch_safe_globals"]
+__all__ = ["SafeUnpickler", "load_pickle", "numpy_in_torch_files", "to_plain"]
 
 _MAX_DEPTH = 100
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, bytearray, np.generic)
@@ -29,15 +30,12 @@ _NUMERIC_TYPE = re.compile(r"[?biufcSU]\d{0,9}")
 
 
 class _Leaf:
-    """A finished value inside a half-read pickle; refuses every later change by the file."""
+    """A finished value inside a half-read pickle."""
 
     __slots__ = ("value",)
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the file tries to change a finished value")
 
 
 class _DType(_Leaf):
@@ -76,28 +74,6 @@ class _Array(_Leaf):
             raise pickle.UnpicklingError("unknown state of a numpy array")
         shape, dtype, fortran, raw = state[-4:]
         self.value = _array_from_bytes(raw, dtype, shape, "F" if fortran else "C")
-
-
-class _Callable:
-    """What a global in the file becomes: can be called, cannot be altered."""
-
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("the file tries to change a function")
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the file tries to change a function")
-
-
-_NDARRAY = _Callable(lambda *_: _refuse("numpy.ndarray called directly"))
 
 
 def _refuse(what: str) -> Any:
@@ -177,39 +153,43 @@ def _parameter(data: Any, *_: Any) -> _Leaf:
     return data if isinstance(data, _Leaf) else _refuse("a parameter without tensor")
 
 
-def _global_table() -> dict[tuple[str, str], Callable[..., Any]]:
-    table: dict[tuple[str, str], Callable[..., Any]] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode,
-        ("torch.storage", "_load_from_bytes"): _storage,
-        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("torch._utils", "_rebuild_parameter"): _parameter,
-    }
-    for builtins in ("builtins", "__builtin__"):
-        table[builtins, "set"] = set
-        table[builtins, "frozenset"] = frozenset
-        table[builtins, "complex"] = complex
-        table[builtins, "bytes"] = _byte_string(bytes)
-        table[builtins, "bytearray"] = _byte_string(bytearray)
-    return {**table, **_numpy_table()}
+def _stand_in(module: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` under the name of the global that it stands for, by which torch's reader looks it up."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, call.__qualname__, call.__name__ = module, name, name
+    return call
 
 
-def _numpy_table() -> dict[tuple[str, str], Callable[..., Any]]:
-    table: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): _NDARRAY,
-        ("numpy", "dtype"): _DType,
-    }
+_NDARRAY = _stand_in("numpy", "ndarray", lambda *_: _refuse("numpy.ndarray called directly"))
+
+
+def _numpy_globals() -> list[Callable[..., Any]]:
+    globals_ = [_NDARRAY, _stand_in("numpy", "dtype", _DType), _stand_in("_codecs", "encode", _encode)]
     for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-        table[f"{core}.multiarray", "_reconstruct"] = _reconstruct
-        table[f"{core}.multiarray", "scalar"] = _scalar
-        table[f"{core}.numeric", "_frombuffer"] = _frombuffer
-    return table
+        globals_.append(_stand_in(f"{core}.multiarray", "_reconstruct", _reconstruct))
+        globals_.append(_stand_in(f"{core}.multiarray", "scalar", _scalar))
+        globals_.append(_stand_in(f"{core}.numeric", "_frombuffer", _frombuffer))
+    return globals_
 
 
-_GLOBALS = {
-    key: function if isinstance(function, _Callable) else _Callable(function)
-    for key, function in _global_table().items()
-}
+def _plain_globals() -> list[Callable[..., Any]]:
+    globals_ = [
+        _stand_in("collections", "OrderedDict", OrderedDict),
+        _stand_in("torch.storage", "_load_from_bytes", _storage),
+        _stand_in("torch._utils", "_rebuild_tensor_v2", _tensor),
+        _stand_in("torch._utils", "_rebuild_parameter", _parameter),
+    ]
+    for builtins in ("builtins", "__builtin__"):  # in Python 3 and 2
+        globals_ += [_stand_in(builtins, kind.__name__, kind) for kind in (set, frozenset, complex)]
+        globals_ += [_stand_in(builtins, kind.__name__, _byte_string(kind)) for kind in (bytes, bytearray)]
+    return globals_
+
+
+_NUMPY_GLOBALS = _numpy_globals()
+_GLOBALS = {(f.__module__, f.__qualname__): f for f in [*_NUMPY_GLOBALS, *_plain_globals()]}
 
 
 class SafeUnpickler(pickle._Unpickler):
@@ -221,6 +201,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
+    stack: list[Any]
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Stand-in for a global of the file; raises UnpicklingError for any that is not on the list."""
@@ -240,9 +221,16 @@ class SafeUnpickler(pickle._Unpickler):
             raise EOFError
         self.append(bytearray(data))
 
+    def load_build(self) -> None:
+        """Opcode BUILD, which sets the state of an object: of arrays, their types, and ordered dicts."""
+        if not isinstance(self.stack[-2], _DType | _Array | OrderedDict):
+            _refuse(f"a change of a {type(self.stack[-2]).__name__}")
+        super().load_build()  # type: ignore[misc]
+
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         **pickle._Unpickler.dispatch,
         pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.BUILD[0]: load_build,
     }
 
 
@@ -298,11 +286,17 @@ def to_plain(value: Any, *, strict: bool = True, _depth: int = 0) -> Any:
     return value
 
 
-def torch_safe_globals() -> list[Any]:
-    """What ``torch.serialization.safe_globals`` needs so that numbers of numpy in a ``.pth`` can be read.
+@contextlib.contextmanager
+def numpy_in_torch_files() -> Iterator[None]:
+    """Inside, ``torch.load(weights_only=True)`` reads numpy's arrays and numbers.
 
-    Trainers of old put numpy scalars (best metrics, learning rates) into their files, which torch's own
-    restricted reader refuses.  Pass the loaded object through :func:`to_plain` where arrays may occur.
+    It refuses them otherwise; but trainers of old put numpy scalars (best metrics, learning rates) into their
+    files. What is loaded has stand-ins in it: pass it through :func:`to_plain`.
     """
-    named = [(_GLOBALS[key], ".".join(key)) for key in _numpy_table()]
-    return [*named, (_GLOBALS["_codecs", "encode"], "_codecs.encode"), _DType, _Array]
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([*_NUMPY_GLOBALS, _DType, _Array])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)

@@ -1,29 +1,18 @@
 """Training loops, hooks, start-up of processes, and the defaults of a usual run."""
 
-from . import hooks
-from .defaults import (
-    DefaultPredictor,
-    DefaultTrainer,
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-)
+from . import defaults, hooks
+from .defaults import *  # noqa: F403
+from .hooks import *  # noqa: F403
 from .launch import DEFAULT_TIMEOUT, launch
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "AMPTrainer",
-    "DefaultPredictor",
-    "DefaultTrainer",
     "HookBase",
     "SimpleTrainer",
     "TrainerBase",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-    "hooks",
     "launch",
+    *defaults.__all__,
+    *hooks.__all__,
 ]

@@ -423,7 +423,7 @@ class EvalHook(HookBase):
             for key, value in flattened_results.items():
                 try:
                     flattened_results[key] = float(value)
-                except (TypeError, ValueError) as error:
+                except (TypeError, ValueError, RuntimeError) as error:
                     raise ValueError(
                         "[EvalHook] eval_function should return a nested dict of float. "
                         f"Got '{key}: {value}' instead."

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Any
+from typing import Any, overload
 
 import torch
 from detectron2.config import CfgNode
@@ -81,6 +81,16 @@ def _generate_optimizer_class_with_gradient_clipping(
     return type(f"{optimizer.__name__}WithGradientClip", (optimizer,), {"step": step})
 
 
+@overload
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer: ...
+
+
+@overload
+def maybe_add_gradient_clipping(
+    cfg: CfgNode, optimizer: type[torch.optim.Optimizer]
+) -> type[torch.optim.Optimizer]: ...
+
+
 def maybe_add_gradient_clipping(
     cfg: CfgNode, optimizer: type[torch.optim.Optimizer] | torch.optim.Optimizer
 ) -> type[torch.optim.Optimizer] | torch.optim.Optimizer:
@@ -125,9 +135,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         nesterov=cfg.SOLVER.NESTEROV,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
-    result = maybe_add_gradient_clipping(cfg, optimizer)
-    assert isinstance(result, torch.optim.Optimizer)
-    return result
+    return maybe_add_gradient_clipping(cfg, optimizer)
 
 
 def get_default_optimizer_params(

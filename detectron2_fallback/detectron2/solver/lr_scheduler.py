@@ -105,7 +105,36 @@ class LRMultiplier(LRScheduler):
         return [base_lr * multiplier for base_lr in self.base_lrs]
 
 
-class WarmupMultiStepLR(LRScheduler):
+class _WarmupLR(LRScheduler):
+    """A schedule of its own kind: a warm-up times a decay that subclasses give."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        warmup_factor: float,
+        warmup_iters: int,
+        warmup_method: str,
+        last_epoch: int,
+    ) -> None:
+        self.warmup_factor = warmup_factor
+        self.warmup_iters = warmup_iters
+        self.warmup_method = warmup_method
+        super().__init__(optimizer, last_epoch)
+
+    def _decay(self, warmup: float) -> float:
+        """Factor on the base rates at the current iteration, whose warm-up factor is ``warmup``."""
+        raise NotImplementedError
+
+    def get_lr(self) -> list[Any]:
+        """One learning rate per parameter group at the current iteration."""
+        warmup = _get_warmup_factor_at_iter(
+            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
+        )
+        decay = self._decay(warmup)
+        return [base_lr * warmup * decay for base_lr in self.base_lrs]
+
+
+class WarmupMultiStepLR(_WarmupLR):
     """Step decay with warm-up (superseded by :class:`LRMultiplier`, kept for projects that use it)."""
 
     def __init__(
@@ -122,28 +151,18 @@ class WarmupMultiStepLR(LRScheduler):
         Raises:
             ValueError: if ``milestones`` do not increase.
         """
-        logger.warning(
-            "WarmupMultiStepLR is deprecated! Use LRMultiplier with fvcore ParamScheduler instead!"
-        )
+        _warn_deprecated("WarmupMultiStepLR")
         if list(milestones) != sorted(milestones):
             raise ValueError(f"Milestones should be a list of increasing integers. Got {milestones}")
         self.milestones = milestones
         self.gamma = gamma
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
-    def get_lr(self) -> list[Any]:
-        """One learning rate per parameter group at the current iteration."""
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
-        )
-        decay = self.gamma ** bisect.bisect_right(self.milestones, self.last_epoch)
-        return [base_lr * warmup * decay for base_lr in self.base_lrs]
+    def _decay(self, warmup: float) -> float:
+        return self.gamma ** bisect.bisect_right(self.milestones, self.last_epoch)
 
 
-class WarmupCosineLR(LRScheduler):
+class WarmupCosineLR(_WarmupLR):
     """Half a cosine with warm-up (superseded by :class:`LRMultiplier`, kept for projects that use it)."""
 
     def __init__(
@@ -155,20 +174,16 @@ class WarmupCosineLR(LRScheduler):
         warmup_method: str = "linear",
         last_epoch: int = -1,
     ) -> None:
-        logger.warning("WarmupCosineLR is deprecated! Use LRMultiplier with fvcore ParamScheduler instead!")
+        _warn_deprecated("WarmupCosineLR")
         self.max_iters = max_iters
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
-    def get_lr(self) -> list[Any]:
-        """One learning rate per parameter group at the current iteration."""
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
-        )
-        cosine = 0.5 * (1.0 + math.cos(math.pi * self.last_epoch / self.max_iters))
-        return [base_lr * warmup * cosine for base_lr in self.base_lrs]
+    def _decay(self, warmup: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * self.last_epoch / self.max_iters))
+
+
+def _warn_deprecated(name: str) -> None:
+    logger.warning(f"{name} is deprecated! Use LRMultiplier with fvcore ParamScheduler instead!")
 
 
 def _get_warmup_factor_at_iter(method: str, iter: int, warmup_iters: int, warmup_factor: float) -> float:

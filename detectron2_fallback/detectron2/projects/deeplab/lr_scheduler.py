@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.solver import LRScheduler
-from detectron2.solver.lr_scheduler import _get_warmup_factor_at_iter
+from detectron2.solver.lr_scheduler import _WarmupLR
 
 __all__ = ["WarmupPolyLR"]
 
 
-class WarmupPolyLR(LRScheduler):
+class WarmupPolyLR(_WarmupLR):
     """``base rate * (1 - iteration / max_iters) ** power``, with a warm-up in front.
 
     Source: Chen et al., "DeepLab" (arXiv:1606.00915), section 4.1.2.
@@ -41,19 +38,11 @@ class WarmupPolyLR(LRScheduler):
                 off.
         """
         self.max_iters = max_iters
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
         self.power = power
         self.constant_ending = constant_ending
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
-    def get_lr(self) -> list[Any]:
-        """One learning rate per parameter group at the current iteration."""
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
-        )
+    def _decay(self, warmup: float) -> float:
         decay = max(0.0, 1.0 - self.last_epoch / self.max_iters) ** self.power
-        if self.constant_ending > 0 and warmup == 1.0:
-            decay = max(decay, self.constant_ending)
-        return [base_lr * warmup * decay for base_lr in self.base_lrs]
+        is_ending = self.constant_ending > 0 and warmup == 1.0
+        return max(decay, self.constant_ending) if is_ending else decay
