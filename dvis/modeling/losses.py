@@ -5,9 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from detectron2.utils import comm
 from torch import Tensor
 
-__all__ = ["mean_losses"]
+__all__ = ["masks_per_clip", "mean_losses"]
+
+
+def masks_per_clip(counts: Sequence[int], device: torch.device) -> list[float]:
+    """Normalisers of the mask losses: each clip's number of masks, averaged over processes, at least one.
+
+    All processes call this together, before anything in the step can fail in one of them, and with equally
+    many clips.
+
+    Args:
+        counts: number of masks of each clip of this process.
+        device: where processes exchange them.
+
+    Source: Mask2Former (arXiv:2112.01527) normalises by the mean number over processes.
+    """
+    means = [float(count) for count in counts]
+    if comm.get_world_size() > 1:
+        totals = torch.tensor(means, device=device)
+        torch.distributed.all_reduce(totals)
+        means = (totals / comm.get_world_size()).tolist()
+    return [max(mean, 1.0) for mean in means]
 
 
 def mean_losses(per_clip: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

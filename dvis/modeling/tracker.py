@@ -132,6 +132,7 @@ class ReferringTracker(nn.Module):
                 raise ValueError(f"MODEL.TRACKER.{key} is {value!r}; allowed are {', '.join(allowed)}")
         if num_layers < 1:
             raise ValueError(f"MODEL.TRACKER.DECODER_LAYERS must be at least 1, not {num_layers}")
+        self.num_layers = num_layers
         self.initial_value = initial_value
         self.refers = cross_attention == "referring"
         self.match_inverse = matching == "inverse"

@@ -84,6 +84,7 @@ class SetCriterion(nn.Module):
         targets: Targets,
         indices: Sequence[Indices] | None = None,
         aux_indices: Sequence[Sequence[Indices]] | None = None,
+        num_masks: float | None = None,
     ) -> dict[str, Tensor]:
         """Compute all losses, without their weights.
 
@@ -97,12 +98,15 @@ class SetCriterion(nn.Module):
             indices: matched (query, object) indices per clip, where something else guides the matching; then
                 used for every layer. None: each layer is matched by itself.
             aux_indices: the same per auxiliary layer, where they differ from ``indices``.
+            num_masks: normaliser of the mask losses. None: the number of objects, averaged over processes,
+                which all processes then must call together.
 
         Returns:
             ``loss_ce``, ``loss_mask``, ``loss_dice`` of the final predictions, and ``..._<i>`` of auxiliary
             layer ``i``. Without any object mask losses are zero (and still carry a gradient).
         """
-        num_masks = self._num_masks(targets)
+        if num_masks is None:
+            num_masks = self._num_masks(targets)
         losses = self._losses(outputs, targets, indices, num_masks)
         for i, aux in enumerate(outputs.get("aux_outputs") or ()):
             guide = indices if aux_indices is None else aux_indices[i]

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from dvis.modeling.losses import mean_losses
+from dvis.modeling.losses import masks_per_clip, mean_losses
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.modeling.meta_arch.online import build_tracker
 from dvis.modeling.refiner import TemporalRefiner
@@ -74,6 +74,7 @@ class DVIS_offline(VideoModel):
         In the first part of the schedule objects are assigned by the tracker's predictions (equation 7),
         with the mean of its class logits over time; afterwards by those of each refiner layer (equation 6).
         """
+        normalizers = masks_per_clip([len(clip["ids"]) for clip in targets], frames.device)
         with torch.no_grad():
             segmented = self.segment(frames)
             linked, _ = self.link(segmented, None)
@@ -85,13 +86,18 @@ class DVIS_offline(VideoModel):
         for b, target in enumerate(targets):
             clip = slice(b, b + 1)
             features = segmented.mask_features[clip]
-            outputs, *aux = (_as_clip(logits[clip], embeds[clip], features) for logits, embeds in layers)
+            final, *aux = (_as_clip(logits[clip], embeds[clip], features) for logits, embeds in layers)
             indices = None
             if guided:
                 guide = _as_clip(linked.logits[clip].mean(dim=1), linked.mask_embeds[clip], features)
                 indices = self.criterion.matcher(guide, [target])
-            losses.append(self.criterion({**outputs, "aux_outputs": aux}, [target], indices))
+            outputs: dict[str, Any] = {**final, "aux_outputs": aux}
+            losses.append(self.criterion(outputs, [target], indices, num_masks=normalizers[b]))
         return mean_losses(losses)
+
+    @property
+    def num_aux_layers(self) -> int:
+        return self.refiner.num_layers - 1
 
     def link(
         self, segmented: SegmenterOutput, state: TrackerState | None

@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from einops import rearrange
 from torch import Tensor
 
-from dvis.modeling.losses import mean_losses
+from dvis.modeling.losses import masks_per_clip, mean_losses
 from dvis.modeling.matching import FirstAppearanceMatcher, gather_queries
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.modeling.schedule import GuidanceSchedule
@@ -63,6 +63,7 @@ class DVIS_online(VideoModel):
         In the first part of the schedule objects are assigned by the segmenter's predictions, put in slot
         order (equation 4), afterwards by those of each tracker layer (equation 3).
         """
+        normalizers = masks_per_clip([clip["ids"].numel() for clip in targets], frames.device)
         segmented = self.segment(frames)
         linked, _ = self.tracker(segmented.queries)
         guided = self.schedule.advance()
@@ -71,14 +72,19 @@ class DVIS_online(VideoModel):
         losses = []
         for b, target in enumerate(targets):
             features = segmented.mask_features[b]
-            outputs, *aux = (_as_frames(logits[b], embeds[b], features) for logits, embeds in layers)
+            final, *aux = (_as_frames(logits[b], embeds[b], features) for logits, embeds in layers)
             frame_targets = _every_object_in_every_frame(target)
             indices = None
             if guide is not None:
                 logits, embeds = guide
                 indices = self.criterion.matcher(_as_frames(logits[b], embeds[b], features), frame_targets)
-            losses.append(self.criterion({**outputs, "aux_outputs": aux}, frame_targets, indices))
+            outputs: dict[str, Any] = {**final, "aux_outputs": aux}
+            losses.append(self.criterion(outputs, frame_targets, indices, num_masks=normalizers[b]))
         return mean_losses(losses)
+
+    @property
+    def num_aux_layers(self) -> int:
+        return self.tracker.num_layers - 1
 
     def link(
         self, segmented: SegmenterOutput, state: TrackerState | None
