@@ -10,13 +10,17 @@ Python version. File names carry what the libraries do depend on: PyTorch's vers
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,27 +75,46 @@ def find_cxx() -> str:
     Raises:
         CannotBuildError: if there is none.
     """
-    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    names = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         if shutil.which(name):
             return name
     raise CannotBuildError(f"no C++ compiler found (looked for {', '.join(names)})")
 
 
-def check_prerequisites(backend: str) -> None:
-    """Raise ``CannotBuildError`` if something that ``backend`` needs is missing."""
-    find_cxx()
-    try:
-        from torch.utils import cpp_extension
-    except ImportError as error:
-        raise CannotBuildError(f"torch.utils.cpp_extension cannot be imported: {error}") from error
+def find_cuda_home() -> Path:
+    """The CUDA toolkit, a folder with compiler and headers (an ``nvcc`` on the path may be a mere link).
+
+    Raises:
+        CannotBuildError: if there is none.
+    """
+    candidates = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        candidates += [str(Path(nvcc).parents[1]), str(Path(nvcc).resolve().parents[1])]
+    candidates = list(dict.fromkeys([*candidates, "/usr/local/cuda"]))
+    for home in map(Path, candidates):
+        if Path(home, "bin", "nvcc").is_file() and Path(home, "include", "cuda_runtime.h").is_file():
+            return home
+    raise CannotBuildError(f"no CUDA toolkit found (looked in {', '.join(candidates)}; set CUDA_HOME)")
+
+
+def build_environment(backend: str) -> dict[str, str]:
+    """Environment variables for compiling ``backend``.
+
+    Raises:
+        CannotBuildError: if something that it needs is missing.
+    """
+    environment = {"CXX": find_cxx(), **os.environ}
+    if importlib.util.find_spec("setuptools") is None:
+        raise CannotBuildError("setuptools is not installed (pip install setuptools)")
     if backend == "cuda":
         if torch.version.cuda is None:
             raise CannotBuildError(f"PyTorch {torch.__version__} has no CUDA")
-        if cpp_extension.CUDA_HOME is None or not shutil.which(
-            str(Path(cpp_extension.CUDA_HOME, "bin", "nvcc"))
-        ):
-            raise CannotBuildError("nvcc not found (set CUDA_HOME to the CUDA toolkit)")
+        environment["CUDA_HOME"] = str(find_cuda_home())
+        if not torch.cuda.is_available():
+            environment.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+    return environment
 
 
 def _openmp_flags() -> tuple[list[str], list[str]]:
@@ -135,9 +158,6 @@ def _compile(backend: str, into: Path) -> None:
     """Compile one back end; runs in a process of its own, whose output is the log."""
     from setuptools import setup
 
-    os.environ.setdefault("CXX", find_cxx())
-    if backend == "cuda" and not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
     os.chdir(OPS)
     setup(
         name=f"dvis-ops-{backend}",
@@ -153,32 +173,34 @@ def build(backend: str) -> Path:
     Raises:
         CannotBuildError: with the reason; the whole output is in ``build/<backend>.log``.
     """
-    check_prerequisites(backend)
+    environment = build_environment(backend)
     work = OPS / "build" / backend
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     log = work.with_suffix(".log")
     command = [sys.executable, str(Path(__file__).resolve()), "--compile", backend, "--into", str(work)]
     with log.open("w") as output:
-        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        result = subprocess.run(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
     name = library_names(backend)[0]
     built = work.joinpath(*PACKAGE.split("."), name)
     if result.returncode != 0 or not built.is_file():
-        raise CannotBuildError(f"{_first_error(log.read_text(errors='replace'))} (all of it: {log})")
+        raise CannotBuildError(f"{_reason(log.read_text(errors='replace'))} (all of it: {log})")
     target = OPS / name
     os.replace(built, target)
     shutil.rmtree(work)
     return target
 
 
-def _first_error(log: str) -> str:
-    """The line of a build log that tells most."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for pattern in (r"\berror:|\bfatal\b", r"Error\b"):
-        for line in lines:
-            if re.search(pattern, line):
-                return line
-    return lines[-1] if lines else "the compiler stopped without a word"
+def _reason(log: str) -> str:
+    """The part of a build's output that tells most: a compiler's first error, or the last exception."""
+    compiler = re.search(r"^.*\b(fatal )?error: .*$", log, re.MULTILINE)
+    if compiler:
+        return compiler.group().strip()
+    exceptions = re.split(r"^[\w.]*(?:Error|Exception)\b:?", log, flags=re.MULTILINE)
+    words = " ".join(exceptions[-1].split())
+    return textwrap.shorten(words, width=300) or "the compiler stopped without a word"
 
 
 def _say(line: str) -> None:
@@ -186,7 +208,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build what this machine allows; one line per back end.
 
     Returns:
@@ -201,7 +223,7 @@ def main() -> int:
     parser.add_argument("--strict", action="store_true", help="exit with 1 if one of them is not built")
     parser.add_argument("--compile", choices=BACKENDS, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.compile:
         _compile(args.compile, args.into)
         return 0
