@@ -151,10 +151,11 @@ class VideoSegmenter:
     @property
     def class_names(self) -> list[str]:
         """Name per class index, as far as the data set's metadata tell."""
+        # Where there is stuff, the list of stuff holds the names of all classes.
         metadata = self.model.metadata
-        stuff = getattr(metadata, "stuff_classes", None)
-        names = getattr(metadata, "thing_classes", None) if self.model.inference.task == "vis" else stuff
-        return list(names or stuff or getattr(metadata, "thing_classes", None) or [])
+        return list(
+            getattr(metadata, "stuff_classes", None) or getattr(metadata, "thing_classes", None) or []
+        )
 
     def stream(
         self,
@@ -182,8 +183,6 @@ class VideoSegmenter:
         for prediction in self.model.engine().stream(self._prepared(source), state):
             yield self._frame_result(prediction, source.size, index, changes)
             index += 1
-        if source.size is None:
-            raise ValueError(f"{source.name}: the video has no frames")
 
     def segment_video(
         self, frames: Frames, *, min_score: float = 0.0, mask_format: str = "rle"
@@ -266,6 +265,8 @@ class _Source:
                 )
             self.size = (height, width)
             yield frame
+        if self.size is None:
+            raise ValueError(f"{self.name}: the video has no frames")
 
 
 def _common_fields(result: dict[str, Any]) -> dict[str, Any]:

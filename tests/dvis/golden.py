@@ -65,7 +65,9 @@ def check_end_to_end(name: str) -> dict[str, float]:
 
 
 class CloseMissError(AssertionError):
-    """A difference beyond the tolerance, but no larger than that of a logit at zero that went the other way."""
+    """A difference beyond the tolerance, but no larger than that of a logit at zero that went the other
+    way.
+    """
 
 
 @torch.no_grad()

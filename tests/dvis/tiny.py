@@ -1,4 +1,6 @@
-"""Models and videos that take milliseconds: published configurations with few channels, layers and queries."""
+"""Models and videos that take milliseconds: published configurations with few channels, layers and
+queries.
+"""
 
 from __future__ import annotations
 

@@ -87,8 +87,9 @@ class VideoModel(nn.Module):
     Input is a list with one dict per video: ``image``: T tensors ``3 height width``, uint8 or float,
     channels as in the configuration; ``height`` and ``width`` of the result (default: of the images); in
     training ``instances``: T ``Instances`` with ``gt_ids``, ``gt_classes``, ``gt_masks``; at inference
-    ``keep``: true to continue the stream of the previous call. Output at inference: one dict per video,
-    see ``dvis.inference.postprocess``.
+    ``keep``: true to continue the stream of the previous call, and ``mask_format``: ``bitmask`` or ``rle``
+    instead of the configured one. Output at inference: one dict per video, see
+    ``dvis.inference.postprocess``.
     """
 
     refines = False
@@ -138,8 +139,8 @@ class VideoModel(nn.Module):
         self.label_from_last_frame = label_from_last_frame
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
         self.frozen_parts: tuple[str, ...] = ()
         # For `keep` in the input, a published habit. New code holds the state itself: see InferenceEngine.
         self._last_stream: StreamState | None = None
@@ -271,6 +272,8 @@ class VideoModel(nn.Module):
         """
         targets = []
         for i, video in enumerate(batched_inputs):
+            if "instances" not in video:
+                raise ValueError(f"{_name_of(video, i)}: training needs `instances`, objects per frame")
             try:
                 targets.append(
                     clip_targets(
@@ -364,16 +367,23 @@ class VideoModel(nn.Module):
                 height, width = prediction.image_size
                 output_size = (int(video.get("height", height)), int(video.get("width", width)))
                 self._last_stream = prediction.state
-                return self.postprocess(prediction, output_size)
+                mask_format = video.get("mask_format", self.inference.postprocess.mask_format)
+                return self.postprocess(prediction, output_size, mask_format=mask_format)
         except ValueError as error:
+            if type(error) is not ValueError:  # errors of the data name their video themselves
+                raise
             raise ValueError(f"{_name_of(video, 0)}: {error}") from error
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
 def _check_finite(losses: Mapping[str, Tensor], names: str) -> None:
     """Raise ``NonFiniteError`` with the names of the videos and of the losses that are not finite."""
     if not losses or bool(torch.stack([loss.detach() for loss in losses.values()]).isfinite().all()):
         return
-    broken = ", ".join(f"{name} = {float(loss)}" for name, loss in losses.items() if not loss.isfinite())
+    broken = ", ".join(f"{name} = {loss.item()}" for name, loss in losses.items() if not loss.isfinite())
     raise NonFiniteError(f"{names}: not finite: {broken}")
 
 
