@@ -46,7 +46,7 @@ def launch(
         num_machines: number of machines.
         machine_rank: number of this machine, from 0.
         dist_url: where processes meet, as ``tcp://host:port`` or ``file:///path``; "auto" picks a free port
-            on this machine.
+            on this machine; None reads the environment's ``MASTER_ADDR`` and ``MASTER_PORT``.
         args: arguments of ``main_func``.
         timeout: of collective operations.
 
@@ -63,8 +63,7 @@ def launch(
     if dist_url == "auto":
         assert num_machines == 1, "dist_url=auto not supported in multi-machine jobs."
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
-    assert dist_url is not None, "dist_url must be given (or 'auto') to start several processes."
-    if num_machines > 1 and dist_url.startswith("file://"):
+    if num_machines > 1 and dist_url is not None and dist_url.startswith("file://"):
         logging.getLogger(__name__).warning(
             "file:// is not a reliable init_method in multi-machine jobs. Prefer tcp://"
         )
@@ -84,7 +83,7 @@ def _distributed_worker(
     world_size: int,
     num_processes_per_machine: int,
     machine_rank: int,
-    dist_url: str,
+    dist_url: str | None,
     args: tuple[Any, ...],
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
@@ -107,10 +106,9 @@ def _distributed_worker(
     except Exception:
         logging.getLogger(__name__).error(f"Process group URL: {dist_url}")
         raise
-    try:
-        comm.create_local_process_group(num_processes_per_machine)
-        # Without this, a process may run into a collective operation before the others have joined.
-        comm.synchronize()
-        main_func(*args)
-    finally:
-        dist.destroy_process_group()
+    comm.create_local_process_group(num_processes_per_machine)
+    # Without this, a process may run into a collective operation before the others have joined.
+    comm.synchronize()
+    main_func(*args)
+    # Not after an exception: the others would fail for want of a connection and hide the reason.
+    dist.destroy_process_group()
