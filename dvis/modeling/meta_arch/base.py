@@ -33,6 +33,8 @@ __all__ = ["InferenceSettings", "VideoModel"]
 
 logger = logging.getLogger(__name__)
 
+NON_FINITE = ("stop", "skip")
+
 
 @dataclass(frozen=True)
 class InferenceSettings:
@@ -110,6 +112,7 @@ class VideoModel(nn.Module):
         metadata: Any = None,
         deep_supervision: bool = True,
         label_from_last_frame: bool = False,
+        non_finite: str = "stop",
     ) -> None:
         """
         Args:
@@ -125,7 +128,14 @@ class VideoModel(nn.Module):
             metadata: of the data set; tells things from stuff for panoptic results.
             deep_supervision: also train the predictions of every earlier layer.
             label_from_last_frame: see ``clip_targets``.
+            non_finite: what happens if a matching cost or a loss is not finite: ``stop``, or ``skip`` the
+                batch with a warning.
+
+        Raises:
+            ValueError: if ``non_finite`` is neither.
         """
+        if non_finite not in NON_FINITE:
+            raise ValueError(f"SOLVER.NON_FINITE is {non_finite!r}; allowed are {', '.join(NON_FINITE)}")
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
@@ -137,6 +147,7 @@ class VideoModel(nn.Module):
         self.metadata = metadata
         self.deep_supervision = deep_supervision
         self.label_from_last_frame = label_from_last_frame
+        self.non_finite = non_finite
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
@@ -182,6 +193,7 @@ class VideoModel(nn.Module):
             "metadata": _metadata((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)),
             "deep_supervision": settings.DEEP_SUPERVISION,
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
+            "non_finite": cfg.SOLVER.NON_FINITE,
         }
 
     # What a subclass provides.
@@ -193,6 +205,11 @@ class VideoModel(nn.Module):
             frames: normalised and padded, ``B T 3 H W``.
             targets: per clip, see ``clip_targets``.
         """
+        raise NotImplementedError
+
+    @property
+    def num_aux_layers(self) -> int:
+        """Number of earlier layers that have losses of their own under deep supervision."""
         raise NotImplementedError
 
     def link(self, segmented: SegmenterOutput, state: Any | None) -> tuple[LinkedOutput, Any]:
@@ -235,9 +252,12 @@ class VideoModel(nn.Module):
         names = ", ".join(_name_of(video, i) for i, video in enumerate(batched_inputs))
         try:
             losses = self.weigh(self.losses(frames, targets))
+            _check_finite(losses)
         except FloatingPointError as error:
+            if self.non_finite == "skip":
+                logger.warning("%s: %s; the batch is skipped (SOLVER.NON_FINITE)", names, error)
+                return self._no_losses()
             raise NonFiniteError(f"{names}: {error}") from error
-        _check_finite(losses, names)
         return losses
 
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
@@ -300,6 +320,20 @@ class VideoModel(nn.Module):
             if kind == name or self.deep_supervision:
                 weighted[name] = loss * self.loss_weights[kind]
         return weighted
+
+    def _no_losses(self) -> dict[str, Tensor]:
+        """Losses of zero under the usual names, with a gradient of zero for every trained parameter.
+
+        Other processes may have losses of their own in this step: they wait for these names and gradients.
+
+        Raises:
+            NonFiniteError: if a trained parameter is not finite, which skipping would not mend.
+        """
+        zero = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
+        if not zero.isfinite():
+            raise NonFiniteError("the weights of the model are not finite; start from an earlier checkpoint")
+        suffixes = ["", *(f"_{i}" for i in range(self.num_aux_layers if self.deep_supervision else 0))]
+        return {f"{kind}{suffix}": zero for kind in self.loss_weights for suffix in suffixes}
 
     def engine(self) -> InferenceEngine:
         """The inference engine of this model; cheap to make, and without any state."""
@@ -379,12 +413,12 @@ def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
-def _check_finite(losses: Mapping[str, Tensor], names: str) -> None:
-    """Raise ``NonFiniteError`` with the names of the videos and of the losses that are not finite."""
+def _check_finite(losses: Mapping[str, Tensor]) -> None:
+    """Raise ``NonFiniteError`` with the names and values of the losses that are not finite."""
     if not losses or bool(torch.stack([loss.detach() for loss in losses.values()]).isfinite().all()):
         return
     broken = ", ".join(f"{name} = {loss.item()}" for name, loss in losses.items() if not loss.isfinite())
-    raise NonFiniteError(f"{names}: not finite: {broken}")
+    raise NonFiniteError(f"not finite: {broken}")
 
 
 def _name_of(video: Mapping[str, Any], index: int) -> str:

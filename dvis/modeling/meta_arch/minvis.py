@@ -49,6 +49,11 @@ class MinVIS(VideoModel):
         outputs["aux_outputs"] = [_as_images(logits, masks) for logits, masks in segmented.aux]
         return self.criterion(outputs, [frame for clip in targets for frame in frame_targets(clip)])
 
+    @property
+    def num_aux_layers(self) -> int:
+        predictor: Any = self.sem_seg_head.predictor
+        return predictor.num_layers
+
     def link(
         self, segmented: SegmenterOutput, state: MatchingState | None
     ) -> tuple[LinkedOutput, MatchingState]:

@@ -81,7 +81,7 @@ class DVIS_offline(VideoModel):
         assert linked.frame_queries is not None
         refined = self.refine(linked.queries, linked.frame_queries)
         guided = self.schedule.advance()
-        layers = [(refined.logits, refined.mask_embeds), *refined.aux]
+        layers = [(refined.logits, refined.mask_embeds), *(refined.aux if self.deep_supervision else ())]
         losses = []
         for b, target in enumerate(targets):
             clip = slice(b, b + 1)

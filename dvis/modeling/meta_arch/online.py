@@ -67,7 +67,7 @@ class DVIS_online(VideoModel):
         segmented = self.segment(frames)
         linked, _ = self.tracker(segmented.queries)
         guided = self.schedule.advance()
-        layers = [(linked.logits, linked.mask_embeds), *linked.aux]
+        layers = [(linked.logits, linked.mask_embeds), *(linked.aux if self.deep_supervision else ())]
         guide = _in_slot_order(segmented, linked) if guided else None
         losses = []
         for b, target in enumerate(targets):

@@ -257,6 +257,24 @@ def test_non_finite_numbers_stop_and_name_video_and_tensor(guided: float, what: 
         model([clip(seed=5)])
 
 
+@pytest.mark.parametrize("mode", ["minvis", "online", "offline"])
+def test_a_batch_can_be_skipped(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model(mode, "SOLVER.NON_FINITE", "skip").train()
+    broken = clip(seed=5)
+    broken["image"][1][:] = torch.nan
+    usual, skipped = model([clip()]), model([broken])
+    assert "video clip5: " in caplog.text
+    assert skipped.keys() == usual.keys()
+    assert all(float(loss.detach()) == 0 for loss in skipped.values())
+    sum(skipped.values()).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
+    with torch.no_grad():
+        trained[0].fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="the weights of the model are not finite"):
+        model([broken])
+
+
 # Inference (what holds for every mode is in tests/dvis/inference/test_engine.py).
 
 
