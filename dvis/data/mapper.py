@@ -104,8 +104,8 @@ class ClipMapper:
 class VideoMapper:
     """Makes a whole video ready for inference; frames are read when they are used.
 
-    The result has ``image`` (`LazyFrames`), ``height``, ``width``, ``file_names``, ``video_id``, ``length`` and
-    ``mask_format``.
+    The result has ``image`` (`LazyFrames`), ``height``, ``width``, ``file_names``, ``video_id``, ``length``
+    and ``mask_format``.
 
     Args:
         short: length of the shorter side in pixels; 0 keeps the size.
