@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as mask_utils
 from torch import Tensor
+
+from dvis.data.rle import encode_mask
 
 __all__ = [
     "MASK_FORMATS",
@@ -24,7 +24,6 @@ __all__ = [
     "FrameSizes",
     "MaskSource",
     "PostprocessSettings",
-    "encode_masks",
     "postprocess",
 ]
 
@@ -144,7 +143,7 @@ def instances(
         logits = _resize(_resize_to_image(masks.read(unique, start, stop), sizes), sizes.output)
         step = (logits > 0).cpu()
         if as_codes:
-            encoded = [encode_masks(tube) for tube in step]
+            encoded = [[encode_mask(mask) for mask in tube.numpy()] for tube in step]
             for code, i in zip(codes, position.tolist(), strict=True):
                 code.extend(encoded[i])
         else:
@@ -243,13 +242,6 @@ TASKS: Mapping[str, Callable[[Tensor, MaskSource, FrameSizes, PostprocessSetting
     "vps": panoptic,
     "vss": semantic,
 }
-
-
-def encode_masks(masks: Tensor | np.ndarray) -> list[dict[str, Any]]:
-    """Encode bool masks ``N H W`` as COCO run-length codes: ``size`` and ``counts`` (text, for JSON)."""
-    array = np.asarray(masks, dtype=np.uint8)
-    codes = [mask_utils.encode(np.asfortranarray(mask)) for mask in array]
-    return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
 
 
 def _time_steps(num_frames: int, num_maps: int, sizes: FrameSizes) -> Iterator[tuple[int, int]]:
