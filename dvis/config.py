@@ -35,8 +35,8 @@ def add_dvis_config(cfg: CfgNode) -> None:
     # (ours) What happens when a matching cost or a loss is not a finite number: "stop" with the names of the
     # video and the tensor, or "skip" the batch with a warning that has them.
     cfg.SOLVER.NON_FINITE = "stop"
-    # (ours) Evaluation: go on after the videos that an interrupted evaluation of the same weights and settings
-    # has finished (same OUTPUT_DIR); also pack the results as the benchmark's server takes them.
+    # (ours) Evaluation: go on after the videos that an interrupted evaluation of the same weights and
+    # settings has finished (same OUTPUT_DIR); also pack the results as the benchmark's server takes them.
     cfg.TEST.RESUME = False
     cfg.TEST.ZIP = False
     # Seed of every random generator; negative: a different one in each run.

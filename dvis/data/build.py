@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,17 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, skip: Collection[Any] = ()
+) -> Iterable[list[dict[str, Any]]]:
     """A loader of the videos of a data set, one per batch, each process its share; see `VideoMapper`.
 
     Frames are decoded in the process that uses them, ahead by as many as ``DATALOADER.NUM_WORKERS``.
+
+    Args:
+        cfg: the configuration.
+        dataset_name: registered name.
+        skip: ids of videos to leave out.
 
     Raises:
         KeyError: if the data set is not known.
@@ -107,7 +114,9 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str
     mapper = VideoMapper(
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT, cfg.DATALOADER.NUM_WORKERS
     )
-    records = get_spec(dataset_name).load()
+    records = [record for record in get_spec(dataset_name).load() if record["video_id"] not in skip]
+    if not records:
+        return []  # the sampler wants at least one
     # A worker would only hand over file names.
     return build_detection_test_loader(
         dataset=DatasetFromList(records, copy=False), mapper=mapper, num_workers=0

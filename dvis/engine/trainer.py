@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
 from torch import nn
 
 from dvis.checkpoint import load_weights
 from dvis.data import build_test_loader, build_train_loader
 from dvis.engine.optimizer import build_optimizer
-from dvis.evaluation import build_evaluator
+from dvis.evaluation import VideoEvaluator, build_evaluator, fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 class VideoTrainer(DefaultTrainer):
@@ -59,3 +64,31 @@ class VideoTrainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict[str, Any]:
+        """As upstream, but with ``TEST.RESUME`` goes on where an interrupted evaluation has stopped."""
+        if evaluators is not None:
+            return super().test(cfg, model, evaluators)
+        results: OrderedDict[str, Any] = OrderedDict()
+        run = fingerprint(cfg, model)
+        for name in cfg.DATASETS.TEST:
+            evaluator = cls.build_evaluator(cfg, name)
+            finished = (
+                evaluator.begin(run, cfg.TEST.RESUME)
+                if isinstance(evaluator, VideoEvaluator)
+                else frozenset()
+            )
+            loader = (
+                build_test_loader(cfg, name, skip=finished) if finished else cls.build_test_loader(cfg, name)
+            )
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results

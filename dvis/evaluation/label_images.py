@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["read_class_map", "read_segment_ids", "segment_ids_to_rgb"]
+__all__ = ["read_class_map", "read_segment_ids", "replaced_folder", "segment_ids_to_rgb", "write_png"]
 
 
 def read_segment_ids(path: str | os.PathLike[str]) -> NDArray[np.uint32]:
@@ -50,6 +53,35 @@ def read_class_map(path: str | os.PathLike[str]) -> NDArray[Any]:
     if image.ndim != 2:
         raise ValueError(f"{path}: expected a single-channel image, got shape {image.shape}")
     return image
+
+
+def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
+    """Write a label image, ``H W`` or ``H W 3`` (RGB), as PNG.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    import cv2
+
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    # Label images have long runs: the fastest setting is nearly as small as the best.
+    if not cv2.imwrite(os.fspath(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        raise OSError(f"{path}: cannot be written")
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that replaces ``path`` when the block ends without an error, else is removed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(path: str | os.PathLike[str]) -> NDArray[Any]:

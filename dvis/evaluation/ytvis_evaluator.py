@@ -15,6 +15,7 @@ from dvis.data.files import read_json, write_json
 from dvis.data.rle import encode_mask, rle_areas
 from dvis.evaluation.evaluator import VideoEvaluator
 from dvis.evaluation.metrics.video_ap import Protocol, VideoAPResult, evaluate_video_ap
+from dvis.evaluation.scoring import instance_numbers
 
 __all__ = ["YTVISEvaluator"]
 
@@ -45,7 +46,10 @@ class YTVISEvaluator(VideoEvaluator):
         id_of_class: dataset category id of each class index.
         protocol: ``ytvis`` or ``ovis``.
         output_dir: folder of ``results.json``; None writes nothing.
+        zip_results: see `VideoEvaluator`.
     """
+
+    task = "vis"
 
     def __init__(
         self,
@@ -54,8 +58,10 @@ class YTVISEvaluator(VideoEvaluator):
         id_of_class: Mapping[int, int],
         protocol: Protocol = "ytvis",
         output_dir: str | Path | None = None,
+        *,
+        zip_results: bool = False,
     ) -> None:
-        super().__init__(dataset_name, output_dir)
+        super().__init__(dataset_name, output_dir, zip_results=zip_results)
         self.annotation_path = Path(annotation_path)
         self.id_of_class = dict(id_of_class)
         self.protocol = protocol
@@ -93,10 +99,11 @@ class YTVISEvaluator(VideoEvaluator):
             )
         return tubes
 
-    def write(self, results: Mapping[Any, Any], output_dir: Path) -> None:
+    def write(self, results: Mapping[Any, Any], output_dir: Path) -> dict[str, Path]:
         path = output_dir / "results.json"
         write_json(path, _in_order(results))
         logger.info("Results of %d videos are in %s", len(results), path)
+        return {path.name: path}
 
     def score(self, results: Mapping[Any, Any]) -> dict[str, dict[str, float]] | None:
         ground_truth = read_json(self.annotation_path)
@@ -106,6 +113,7 @@ class YTVISEvaluator(VideoEvaluator):
         if missing:
             logger.warning("%s: %d videos have no results and count as empty.", self.dataset_name, missing)
         result = evaluate_video_ap(ground_truth, _in_order(results), self.protocol)
+        self.save_numbers(instance_numbers(result))
         logger.info("%s:\n%s", self.dataset_name, "\n".join(result.printed_rows()))
         return {"segm": _report(result)}
 
