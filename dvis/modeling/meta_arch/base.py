@@ -407,6 +407,8 @@ class VideoModel(nn.Module):
             if type(error) is not ValueError:  # errors of the data name their video themselves
                 raise
             raise ValueError(f"{_name_of(video, 0)}: {error}") from error
+        except FloatingPointError as error:
+            raise NonFiniteError(f"{_name_of(video, 0)}: {error}") from error
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

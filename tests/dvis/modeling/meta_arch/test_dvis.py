@@ -163,6 +163,33 @@ def test_one_frame_and_odd_sizes_train(mode: str) -> None:
     assert all(bool(loss.isfinite()) for loss in losses.values())
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_mixed_precision_trains(mode: str) -> None:
+    model = tiny_model(mode).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([clip()])
+    sum(losses.values()).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
+    assert all(loss.dtype == torch.float32 and bool(loss.isfinite()) for loss in losses.values())
+
+
+@pytest.mark.parametrize("guided", [1.0, 0.0])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_losses_fall(mode: str, guided: float) -> None:
+    part = "TRACKER" if mode == "online" else "REFINER"
+    torch.manual_seed(0)
+    model = tiny_model(mode, f"MODEL.{part}.GUIDED_FRACTION", guided).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    totals = []
+    for _ in range(25):
+        total = sum(model([clip()]).values())
+        totals.append(float(total.detach()))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert sum(totals[-5:]) / 5 < 0.7 * totals[0]
+
+
 @pytest.mark.parametrize(
     ("mode", "key", "value"),
     [
@@ -255,6 +282,13 @@ def test_non_finite_numbers_stop_and_name_video_and_tensor(guided: float, what: 
         model.tracker.class_embed.bias[0] = torch.nan
     with pytest.raises(NonFiniteError, match=f"video clip5.*{what}"):
         model([clip(seed=5)])
+
+
+def test_a_video_that_is_not_finite_is_named() -> None:
+    frames = tiny_video(2)
+    frames[1][:] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"video street: frame queries are not finite: .* frame 1"):
+        shared_tiny_model("online")([{"image": frames, "video_name": "street"}])
 
 
 @pytest.mark.parametrize("mode", ["minvis", "online", "offline"])
