@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Generate the synthetic video data set (see datasets/README.md).
 
-    python datasets/generate_toy.py                      # ./datasets/toy, 60 + 20 videos, some 20 seconds
-    python datasets/generate_toy.py --output /data/toy --num-train 200 --size 128x160
+    python datasets/generate_toy.py                      # ./datasets/toy, 240 + 20 videos, half a minute
+    python datasets/generate_toy.py --output /data/toy --num-train 500 --size 128x160
 
 A stopped generation continues when the command is repeated. The same options give the same files.
 """

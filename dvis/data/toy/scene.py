@@ -25,6 +25,8 @@ THINGS = ("disc", "square", "triangle", "star", "ring", "cross")
 STUFF = ("sky", "grass", "sand", "water", "post")
 VOID = 255  # label of pixels that belong to no class
 
+_FINENESS = 1.5  # points of a painted background per pixel of a frame, in each direction
+
 
 @dataclass(frozen=True)
 class ToyLevel:
@@ -34,6 +36,7 @@ class ToyLevel:
         objects: number of objects.
         species: number of different looks; objects of a species share the class and nearly the look.
         radius: radius of an object.
+        odd_color: probability that a species has another colour than most of its class.
         distractors: unlabelled blobs with textures like those of objects.
         posts: posts that stand in front of everything.
         cross: probability that an object of a species that is already there swaps places with its fellow.
@@ -47,6 +50,7 @@ class ToyLevel:
     objects: tuple[int, int] = (2, 4)
     species: tuple[int, int] = (1, 3)
     radius: tuple[float, float] = (0.11, 0.2)
+    odd_color: float = 0.3
     distractors: tuple[int, int] = (0, 3)
     posts: tuple[int, int] = (0, 1)
     cross: float = 0.6
@@ -57,7 +61,19 @@ class ToyLevel:
     tilt: float = 5.0
 
 
-LEVELS = {"standard": ToyLevel()}
+# "easy" is what a small model learns on a CPU within minutes.
+LEVELS = {
+    "easy": ToyLevel(
+        objects=(1, 3),
+        radius=(0.16, 0.27),
+        odd_color=0.1,
+        distractors=(0, 1),
+        cross=0.4,
+        leave=0.12,
+        waypoint_frames=11.0,
+    ),
+    "standard": ToyLevel(),
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ def render_video(rng: Rng, height: int, width: int, length: int, level: ToyLevel
             f"a toy video needs at least 16 x 16 pixels and a frame, got {height} x {width}, {length}"
         )
     camera = _draw_camera(rng, height, length, level)
-    background = _Background(rng, height, width)
+    background = _Canvas(_Background(rng, height, width), camera, height, width)
     objects, distractors = _draw_bodies(rng, height, width, length, level)
     posts = _draw_posts(rng, width, int(rng.integers(level.posts[0], level.posts[1] + 1)))
     order = rng.permutation(len(objects) + len(distractors))
@@ -145,7 +161,7 @@ def render_video(rng: Rng, height: int, width: int, length: int, level: ToyLevel
     hidden = np.full((len(objects), length), np.nan)
     for t in range(length):
         world = _to_world(camera, t, height, width)
-        image, labels[t] = background.paint(world)
+        image, labels[t] = background.view(world)
         coverage = np.zeros(len(objects) + 1)
         for number, body in zip(numbers, bodies, strict=True):
             mask = _paint_body(image, body, camera, t)
@@ -204,7 +220,7 @@ class _Noise:
     """Smooth periodic noise in [0, 1]: values on a lattice, blended, summed over octaves."""
 
     def __init__(self, rng: Rng, octaves: int = 3, size: int = 32) -> None:
-        self.lattices = [rng.random((size, size)) for _ in range(octaves)]
+        self.lattices = [rng.random(size * size) for _ in range(octaves)]
         self.size = size
 
     def __call__(self, points: Float) -> Float:
@@ -215,8 +231,9 @@ class _Noise:
             cell = np.floor(scaled).astype(np.int64)
             u, v = np.moveaxis(_smooth(scaled - cell), -1, 0)
             (x0, y0), (x1, y1) = (np.moveaxis((cell + step) % self.size, -1, 0) for step in (0, 1))
-            top = lattice[y0, x0] * (1 - u) + lattice[y0, x1] * u
-            bottom = lattice[y1, x0] * (1 - u) + lattice[y1, x1] * u
+            y0, y1 = y0 * self.size, y1 * self.size
+            top = lattice.take(y0 + x0) * (1 - u) + lattice.take(y0 + x1) * u
+            bottom = lattice.take(y1 + x0) * (1 - u) + lattice.take(y1 + x1) * u
             total += (top * (1 - v) + bottom * v) * 0.5**octave
         return total / sum(0.5**octave for octave in range(len(self.lattices)))
 
@@ -304,6 +321,30 @@ class _Background:
         return color * (0.65 + 0.5 * blades + 0.4 * (field - 0.5))[..., None]
 
 
+class _Canvas:
+    """The part of a background that a camera ever sees, painted once and then looked at frame by frame."""
+
+    def __init__(self, background: _Background, camera: _Camera, height: int, width: int) -> None:
+        views = [
+            _to_world(camera, t, height, width)[:: height - 1, :: width - 1] for t in range(len(camera.zoom))
+        ]
+        self.origin = np.min(views, axis=(0, 1, 2)) - 1
+        columns, rows = np.ceil((np.max(views, axis=(0, 1, 2)) + 1 - self.origin) * _FINENESS).astype(int) + 1
+        y, x = np.mgrid[:rows, :columns] / _FINENESS
+        self.image, self.labels = background.paint(np.stack([x, y], axis=-1) + self.origin)
+
+    def view(self, world: Float) -> tuple[Float, NDArray[np.uint8]]:
+        """Colours (blended) and labels (nearest) at the world coordinates ``H W 2``."""
+        place = (world - self.origin) * _FINENESS
+        cell = np.floor(place).astype(np.int64)
+        u, v = np.moveaxis((place - cell)[..., None], 2, 0)
+        x, y = cell[..., 0], cell[..., 1]
+        top = self.image[y, x] * (1 - u) + self.image[y, x + 1] * u
+        bottom = self.image[y + 1, x] * (1 - u) + self.image[y + 1, x + 1] * u
+        x, y = np.moveaxis(np.rint(place).astype(np.int64), -1, 0)
+        return top * (1 - v) + bottom * v, self.labels[y, x]
+
+
 @dataclass(frozen=True)
 class _Post:
     x: float  # world coordinates
@@ -381,11 +422,7 @@ def _blob(points: Float, wobble: Float) -> Float:
     return np.hypot(points[..., 0], points[..., 1]) - outline
 
 
-def _draw_look(rng: Rng, thing: int | None) -> _Look:
-    if thing is None or rng.random() < 0.3:
-        hue = rng.random()
-    else:
-        hue = _HUES[THINGS[thing]] + rng.normal(0, 0.02)
+def _draw_look(rng: Rng, hue: float) -> _Look:
     first = _color(hue, rng.uniform(0.65, 0.95), rng.uniform(0.75, 1.0))
     second = _color(hue + rng.normal(0, 0.05), rng.uniform(0.3, 0.9), rng.uniform(0.3, 1.0))
     pattern = str(rng.choice(["plain", "stripes", "checker", "dots", "rings"]))
@@ -405,7 +442,10 @@ def _draw_bodies(
     num_objects = int(rng.integers(level.objects[0], level.objects[1] + 1))
     num_species = int(rng.integers(level.species[0], level.species[1] + 1))
     things = [int(thing) for thing in rng.integers(len(THINGS), size=num_species)]
-    looks = [_draw_look(rng, thing) for thing in things]
+    looks = []
+    for thing in things:
+        usual = rng.random() >= level.odd_color
+        looks.append(_draw_look(rng, _HUES[THINGS[thing]] + rng.normal(0, 0.02) if usual else rng.random()))
 
     num_points = int(np.ceil((length - 1) / level.waypoint_frames)) + 1
     start = _spread_points(rng, num_objects)
@@ -433,7 +473,7 @@ def _draw_bodies(
         size = rng.uniform(*level.radius) * height * 0.8
         place = rng.uniform([-0.5, -0.3], [0.5, 0.45]) * [width, height]
         path = place + _sway(rng, length, 2) * 0.1 * height
-        distractors.append(_draw_body(rng, None, _draw_look(rng, None), size, path, length))
+        distractors.append(_draw_body(rng, None, _draw_look(rng, rng.random()), size, path, length))
     return objects, distractors
 
 

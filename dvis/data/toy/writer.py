@@ -63,12 +63,12 @@ class ToySettings:
     """
 
     seed: int = 0
-    num_train: int = 60
+    num_train: int = 240
     num_val: int = 20
     height: int = 96
     width: int = 128
     length: int = 16
-    level: str = "standard"
+    level: str = "easy"
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
