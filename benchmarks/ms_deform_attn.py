@@ -80,11 +80,13 @@ def seconds(function: Callable[[], object], device: str, calls: int) -> float:
 def passes(name: str, inputs: list[Tensor]) -> dict[str, Callable[[], object]]:
     """The forward pass without gradients and the backward pass of one back end, ready to be called."""
 
-    def function(*args: Tensor) -> Tensor:
+    def function(
+        value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, attention: Tensor
+    ) -> Tensor:
         if name == "reference":
-            value, shapes, starts, *rest = args
-            return ms_deform_attn_reference(value.to(rest[0].dtype), shapes, starts, *rest).to(value.dtype)
-        return ms_deform_attn(*args, backend=name)
+            precise = value.to(locations.dtype)
+            return ms_deform_attn_reference(precise, shapes, starts, locations, attention).to(value.dtype)
+        return ms_deform_attn(value, shapes, starts, locations, attention, backend=name)
 
     def forward() -> Tensor:
         with torch.inference_mode():

@@ -2,7 +2,8 @@
 
 What cannot be built here is named with one reason and left out: the program then goes on in PyTorch. The
 libraries are loaded with ``torch.ops.load_library`` and contain nothing of Python, so one build serves every
-Python version. File names carry what the libraries do depend on: PyTorch's version and vector instructions.
+Python version. File names carry what they do depend on: PyTorch's version, vector instructions and a digest
+of the sources, so that nothing stale is ever loaded.
 
 ``extension`` and ``builder`` are also what a ``setup.py`` uses to put the libraries into a wheel.
 """
@@ -10,6 +11,8 @@ Python version. File names carry what the libraries do depend on: PyTorch's vers
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import importlib.util
 import os
 import platform
@@ -61,7 +64,14 @@ def library_names(backend: str) -> list[str]:
     """File names of libraries that this machine can load for ``backend`` (cpp or cuda), best first."""
     version = re.sub(r"[^0-9A-Za-z.]", "_", torch.__version__)
     instructions = vector_instructions() if backend == "cpp" else ["DEFAULT"]
-    return [f"_{backend}-torch{version}-{name.lower()}.so" for name in instructions]
+    return [f"_{backend}-torch{version}-{name.lower()}-{_source_digest()}.so" for name in instructions]
+
+
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(OPS.joinpath("src").rglob("*.*")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def failure_note(backend: str) -> Path:
@@ -105,7 +115,8 @@ def build_environment(backend: str) -> dict[str, str]:
     Raises:
         CannotBuildError: if something that it needs is missing.
     """
-    environment = {"CXX": find_cxx(), **os.environ}
+    cxx = find_cxx()
+    environment = {**os.environ, "CXX": os.environ.get("CXX") or cxx}
     if importlib.util.find_spec("setuptools") is None:
         raise CannotBuildError("setuptools is not installed (pip install setuptools)")
     if backend == "cuda":
@@ -130,10 +141,11 @@ def _openmp_flags() -> tuple[list[str], list[str]]:
 
 
 def extension(backend: str) -> Extension:
-    """The setuptools extension of ``backend``; sources are relative to this folder."""
+    """The setuptools extension of ``backend``; its sources are relative to the current folder."""
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    name, sources = f"{PACKAGE}._{backend}", SOURCES[backend]
+    name = f"{PACKAGE}._{backend}"
+    sources = [os.path.relpath(OPS / source) for source in SOURCES[backend]]
     compile_openmp, link_openmp = _openmp_flags()
     cxx = ["-O3", *compile_openmp]
     if backend == "cpp":
@@ -188,6 +200,8 @@ def build(backend: str) -> Path:
     if result.returncode != 0 or not built.is_file():
         raise CannotBuildError(f"{_reason(log.read_text(errors='replace'))} (all of it: {log})")
     target = OPS / name
+    for stale in OPS.glob(f"{name.rpartition('-')[0]}-*.so"):
+        stale.unlink()
     os.replace(built, target)
     shutil.rmtree(work)
     return target
@@ -239,8 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (CannotBuildError, OSError) as error:
             failed = True
             _say(f"ms_deform_attn: {backend} not built: {error}. The program uses PyTorch instead.")
-            note.parent.mkdir(exist_ok=True)
-            note.write_text(str(error))
+            with contextlib.suppress(OSError):  # the folder may be read-only
+                note.parent.mkdir(exist_ok=True)
+                note.write_text(str(error))
         else:
             note.unlink(missing_ok=True)
             _say(f"ms_deform_attn: {backend} built in {time.monotonic() - started:.0f} s: {library}")
