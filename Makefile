@@ -47,7 +47,7 @@ demo: install ops
 	$(RUN) train_net_video.py --config-file configs/toy/MinVIS_toy.yaml --eval-only \
 		OUTPUT_DIR $(DEMO) MODEL.WEIGHTS $(DEMO)/model_final.pth
 	$(RUN) demo/demo.py --config-file configs/toy/MinVIS_toy.yaml \
-		--input "$$(ls -d $(DETECTRON2_DATASETS)/toy/val/JPEGImages/* | head -n 1)" \
+		--scale 4 --input "$$(ls -d $(DETECTRON2_DATASETS)/toy/val/JPEGImages/* | head -n 1)" \
 		--output $(DEMO)/overlay.mp4 --opts MODEL.WEIGHTS $(DEMO)/model_final.pth
 
 # make clean    remove the virtual environment and what make demo wrote (not the data)

@@ -46,6 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--results", metavar="JSON", help="also write scores, labels, ids and run-length masks"
     )
     parser.add_argument("--confidence-threshold", type=float, default=0.3, help="of instances to draw")
+    parser.add_argument("--scale", type=int, default=1, help="enlarge the output, for small videos")
     parser.add_argument("--fps", type=float, help="frame rate of a folder of frames (default 10)")
     parser.add_argument(
         "--stream", action="store_true", help="draw frame by frame as they come, in constant memory"
@@ -77,26 +78,31 @@ class ReadableFrames:
             self.error = error
 
 
-def draw(frame: np.ndarray, result: VideoResult, masks: Any, threshold: float) -> np.ndarray:
-    """One frame with its result; ``masks`` are those of this frame, in the form of the task."""
+def draw(frame: np.ndarray, result: VideoResult, masks: Any, threshold: float, scale: int = 1) -> np.ndarray:
+    """One frame with its result, enlarged ``scale`` times; ``masks`` are those of this frame."""
     names = result.class_names
+    frame = enlarged(frame, scale)
     if result.task == "vss":
-        return draw_semantic(frame, np.asarray(masks), names or numbered(256))
+        return draw_semantic(frame, enlarged(masks, scale), names or numbered(256))
     if result.task == "vps":
         segments = [
             {"id": track + 1, "category_id": label, "isthing": True}
             for track, label in zip(result.ids, result.labels, strict=True)
         ]
-        return draw_panoptic(
-            frame, np.asarray(masks), segments, names or numbered(1 + max(result.labels, default=0))
-        )
+        names = names or numbered(1 + max(result.labels, default=0))
+        return draw_panoptic(frame, enlarged(masks, scale), segments, names)
     kept = best_label_per_object(result, threshold)
     return draw_instances(
         frame,
-        [decode_rle(masks[i]) for i in kept],
+        [enlarged(decode_rle(masks[i]), scale) for i in kept],
         [result.ids[i] for i in kept],
         [f"{class_name(result, i)} {result.ids[i]} {result.scores[i]:.0%}" for i in kept],
     )
+
+
+def enlarged(image: Any, scale: int) -> np.ndarray:
+    """``H W ...`` with every pixel repeated ``scale`` times in both directions."""
+    return np.asarray(image).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def best_label_per_object(result: VideoResult, threshold: float) -> list[int]:
@@ -158,7 +164,10 @@ def run_whole(segmenter: VideoSegmenter, video: VideoSource, args: argparse.Name
     # The range comes first: nothing is read beyond the last frame that was segmented.
     indices = tqdm(range(result.num_frames), desc="drawing", unit="frame")
     pairs = zip(indices, video, strict=False)
-    drawn = (draw(frame, result, frame_masks(result, t), args.confidence_threshold) for t, frame in pairs)
+    drawn = (
+        draw(frame, result, frame_masks(result, t), args.confidence_threshold, args.scale)
+        for t, frame in pairs
+    )
     write_frames(drawn, args.output, video.fps)
     return frames.error
 
@@ -174,7 +183,7 @@ def run_stream(segmenter: VideoSegmenter, video: VideoSource, args: argparse.Nam
             yield frame
 
     results: Iterable[FrameResult] = segmenter.stream(remembered(), mask_format="rle")
-    drawn = (draw(pending.pop(0), r, r.masks, args.confidence_threshold) for r in results)
+    drawn = (draw(pending.pop(0), r, r.masks, args.confidence_threshold, args.scale) for r in results)
     write_frames(drawn, args.output, video.fps)
     return frames.error
 

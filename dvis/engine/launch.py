@@ -21,8 +21,8 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     """Run ``main(args)`` in every process that is asked for.
 
     Under ``torchrun`` (its variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` are set) this process is one of
-    them already and joins the others; otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on each
-    of ``args.num_machines`` machines. Without CUDA the processes compute on the CPU and talk through gloo.
+    them already and joins the others; otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on
+    each of ``args.num_machines`` machines. Without CUDA the processes compute on the CPU and talk through gloo.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return launch(
@@ -38,12 +38,13 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     if use_cuda:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if use_cuda else "gloo")
-    try:
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        comm.synchronize()
-        return main(args)
-    finally:
-        dist.destroy_process_group()
+    comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    comm.synchronize()
+    result = main(args)
+    # Only after success: torn down by a failing process, the group fails the others first, and their
+    # "connection closed" hides the reason.
+    dist.destroy_process_group()
+    return result
 
 
 def use_available_device(cfg: CfgNode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ NORM_LAYERS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "ADAMW": torch.optim.AdamW,
+    "SGD": torch.optim.SGD,
+}
 
 
 def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict[str, Any]]:
     """One group per distinct (learning rate, weight decay) of the trainable parameters, each parameter once.
 
-    The backbone learns ``SOLVER.BACKBONE_MULTIPLIER`` times slower; normalisation layers, embeddings and position
-    tables have decays of their own.
+    The backbone learns ``SOLVER.BACKBONE_MULTIPLIER`` times slower; normalisation layers, embeddings and
+    position tables have decays of their own.
 
     Source: Mask2Former (arXiv:2112.01527), section 4.1.
     """
@@ -76,7 +80,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
-def _clip_full_model(optimizer: torch.optim.Optimizer, norm: float, norm_type: float) -> torch.optim.Optimizer:
+def _clip_full_model(
+    optimizer: torch.optim.Optimizer, norm: float, norm_type: float
+) -> torch.optim.Optimizer:
     """Clip the gradient of all parameters together just before each step.
 
     A step hook sees gradients that a gradient scaler has already unscaled, so it is right in mixed precision.

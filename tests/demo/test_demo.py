@@ -79,6 +79,11 @@ def test_other_tasks(clip: Path, tmp_path: Path, task: str, mode: tuple[str, ...
     assert len(list(open_video(tmp_path / "out.mp4"))) == 9
 
 
+def test_small_videos_can_be_enlarged(clip: Path, tmp_path: Path) -> None:
+    assert run(clip, tmp_path / "out.mp4", "--scale", "3") == 0
+    assert open_video(tmp_path / "out.mp4").size == (144, 102)
+
+
 def test_nothing_found_is_said(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert run(clip, tmp_path / "out.mp4", "--confidence-threshold", "1.1") == 0
     assert "No object scores above 1.10" in caplog.text
