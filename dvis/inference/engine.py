@@ -194,8 +194,12 @@ class EmbeddedMasks:
         return self.mask_embeds.shape[0]
 
     def read(self, slots: Tensor, start: int, stop: int) -> Tensor:
-        features = self.read_features(start, stop)
-        return predict_masks(self.mask_embeds[None, start:stop, slots], features[None])[0]
+        # Frame by frame, because the mask features of a frame are larger than the masks of many slots.
+        masks = [
+            predict_masks(self.mask_embeds[None, t : t + 1, slots], self.read_features(t, t + 1)[None])[0]
+            for t in range(start, stop)
+        ]
+        return torch.cat(masks, dim=1)
 
 
 class InferenceEngine:
@@ -303,7 +307,11 @@ class InferenceEngine:
         while window_frames := list(islice(iterator, self.window_size)):
             first_frame = 0 if state is None else state.num_frames
             _check_sizes(window_frames, image_size, first_frame)
-            window, state = self._step(window_frames, state)
+            try:
+                window, state = self._step(window_frames, state)
+            except FloatingPointError as error:
+                last_frame = first_frame + len(window_frames) - 1
+                raise type(error)(f"frames {first_frame} to {last_frame}: {error}") from error
             image_size = window.image_size
             yield window, state
 

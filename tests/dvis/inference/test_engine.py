@@ -303,6 +303,14 @@ def test_bad_frames(frames: list[Tensor], message: str) -> None:
         plain_engine().run(frames)
 
 
+def test_numbers_that_are_not_finite_name_the_frames() -> None:
+    video = tiny_video(5)
+    video[4] = torch.full_like(video[4], torch.nan)
+    for mode in MODES:
+        with pytest.raises(FloatingPointError, match=r"frames 3 to 4: .*frame 1 of the window"):
+            shared_tiny_model(mode).engine().run(video)
+
+
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="REFINE_OVER is 'clip'; allowed are window, video"):
         plain_engine(refine_over="clip")
