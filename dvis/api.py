@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling import build_model
 from torch import Tensor
 
 from dvis.checkpoint import load_weights
 from dvis.config import load_config
+from dvis.data.augmentation import shortest_edge_size
 from dvis.inference.engine import Prediction, StreamState
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.video_io import open_video
@@ -105,7 +106,8 @@ class VideoSegmenter:
         if channel_order not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {channel_order!r}; allowed are RGB and BGR")
         self.model = model.eval()
-        self.resize = ResizeShortestEdge([min_size, min_size], max_size) if min_size else None
+        self.min_size = min_size
+        self.max_size = max_size
         self.channel_order = channel_order
 
     @classmethod
@@ -214,11 +216,17 @@ class VideoSegmenter:
     def _prepared(self, source: _Source) -> Iterator[Tensor]:
         """Frames as the model takes them: resized, in its channel order, ``3 H W``."""
         for frame in source:
-            if self.resize is not None:
-                frame = self.resize.get_transform(frame).apply_image(frame)
+            frame = self._resize(frame)
             if self.channel_order == "BGR":
                 frame = frame[:, :, ::-1]
             yield torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+
+    def _resize(self, frame: np.ndarray) -> np.ndarray:
+        if not self.min_size:
+            return frame
+        height, width = frame.shape[:2]
+        size = shortest_edge_size((height, width), self.min_size, self.max_size)
+        return frame if size == (height, width) else ResizeTransform(height, width, *size).apply_image(frame)
 
     def _frame_result(
         self, prediction: Prediction, size: tuple[int, int] | None, index: int, changes: dict[str, Any]

@@ -12,6 +12,7 @@ import torch
 
 import dvis
 from dvis.api import VideoSegmenter
+from dvis.data.mapper import VideoMapper
 from dvis.data.rle import decode_rle
 from tests.dvis.tiny import shared_tiny_model, tiny_config, tiny_model, tiny_video
 
@@ -119,6 +120,26 @@ def test_frames_are_read_once_and_not_kept(segmenter: VideoSegmenter) -> None:
     assert len(read) == segmenter.model.inference.window_size
     assert len(list(stream)) == 6
     assert segmenter.segment_video(iter(frames_of(4))).num_frames == 4
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (32, 64)])
+def test_any_shape_of_frame(segmenter: VideoSegmenter, size: tuple[int, int]) -> None:
+    video = segmenter.segment_video(frames_of(2, size), mask_format="bitmask")
+    assert video.masks.shape[2:] == size
+
+
+def test_frames_are_resized_as_in_evaluation(segmenter: VideoSegmenter, tmp_path: Path) -> None:
+    frames = frames_of(2)
+    names = [f"{t}.png" for t in range(2)]
+    for name, frame in zip(names, frames, strict=True):
+        cv2.imwrite(str(tmp_path / name), frame[:, :, ::-1])
+    files = [str(tmp_path / name) for name in names]
+    record = {"video_id": 1, "source": str(tmp_path), "file_names": files, "length": 2}
+    mapped = VideoMapper(32, 64, "RGB")({**record, "height": SIZE[0], "width": SIZE[1]})
+    expected = segmenter.model([mapped])[0]
+    result = segmenter.segment_video(frames)
+    assert result.scores == expected["pred_scores"]
+    assert result.masks == expected["pred_masks"]
 
 
 def test_channel_order() -> None:
