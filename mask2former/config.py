@@ -69,8 +69,7 @@ def _add_segmenter(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER.NHEADS = 8
     cfg.MODEL.MASK_FORMER.DROPOUT = 0.1
     cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
-    # Encoder layers in front of the decoder; only 0 has a meaning here (the pixel decoder has its own
-    # encoder).
+    # Encoder layers in front of the decoder; not used here, the pixel decoder has its own encoder.
     cfg.MODEL.MASK_FORMER.ENC_LAYERS = 0
     # Number of predictions, one before the first layer included: the decoder has DEC_LAYERS - 1 layers.
     cfg.MODEL.MASK_FORMER.DEC_LAYERS = 6
@@ -116,7 +115,7 @@ def _add_swin(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN = CfgNode()
     # Side of the images in pre-training (pixels); only the size of the absolute position table depends on it.
     cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
-    # Side of a patch (pixels), channels of the first stage, blocks and heads per stage, side of a window
+    # Side of a patch (pixels), channels of the first stage, blocks and heads per stage, window side
     # (patches).
     cfg.MODEL.SWIN.PATCH_SIZE = 4
     cfg.MODEL.SWIN.EMBED_DIM = 96

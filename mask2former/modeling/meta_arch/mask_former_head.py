@@ -52,7 +52,6 @@ class MaskFormerHead(nn.Module):
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride or 0)
         self.num_classes = num_classes
         self.ignore_value = ignore_value
-        self.common_stride = 4
         self.loss_weight = loss_weight
         self.pixel_decoder = pixel_decoder
         self.predictor = transformer_predictor

@@ -1,7 +1,6 @@
 """Pixel decoder: a deformable transformer encoder over three scales and one FPN level above it.
 
-Shapes: ``N`` frames, ``C`` channels, ``h w`` grid of a level, ``L`` levels, ``S`` tokens of all levels
-    together.
+Shapes: ``N`` frames, ``C`` channels, ``h w`` grid of a level, ``L`` levels, ``S`` tokens of all levels.
 """
 
 from __future__ import annotations
