@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dvis.data.files import read_json
-from dvis.evaluation.label_images import read_class_map, read_segment_ids
+from dvis.data.label_images import read_class_map, read_segment_ids
 from dvis.evaluation.metrics.panoptic import FrameOverlap, PanopticQuality, Segment, frame_overlap, stq, vpq
 from dvis.evaluation.metrics.semantic import SemanticConfusion, VideoConsistency, label_boundary
 from dvis.evaluation.metrics.video_ap import VideoAPResult

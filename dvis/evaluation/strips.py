@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvis.data.errors import BrokenDataError, MissingDataError
+from dvis.data.label_images import read_class_map, read_segment_ids
 from dvis.data.rle import decode_rle, to_rle
-from dvis.evaluation.label_images import read_class_map, read_segment_ids
 from dvis.visualization import draw_instances, draw_panoptic, draw_semantic
 
 __all__ = ["StripMaker", "instance_strips", "panoptic_strips", "semantic_strips"]

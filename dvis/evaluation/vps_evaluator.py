@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from dvis.data.colors import SegmentColors, color_to_id
 from dvis.data.files import read_json, write_json
+from dvis.data.label_images import replaced_folder, write_png
 from dvis.evaluation.evaluator import VideoEvaluator
-from dvis.evaluation.label_images import replaced_folder, write_png
 from dvis.evaluation.scoring import NUM_WORKERS, score_video_panoptic
 
 __all__ = ["VPSEvaluator"]

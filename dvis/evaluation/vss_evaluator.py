@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dvis.data.label_images import replaced_folder, write_png
 from dvis.evaluation.evaluator import VideoEvaluator
-from dvis.evaluation.label_images import replaced_folder, write_png
 from dvis.evaluation.scoring import NUM_WORKERS, score_video_semantic
 
 __all__ = ["VSSEvaluator"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dvis.data.datasets import get_spec
-from dvis.evaluation.label_images import read_class_map, read_segment_ids
+from dvis.data.label_images import read_class_map, read_segment_ids
 
 
 def panoptic_output(record: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from dvis.data.label_images import read_class_map, read_segment_ids
 from dvis.evaluation import VPSEvaluator, VSSEvaluator
-from dvis.evaluation.label_images import read_class_map, read_segment_ids
 
 CATEGORIES = [
     {"id": 4, "name": "sky", "isthing": 0, "color": [10, 20, 30]},

@@ -55,8 +55,8 @@ def read_class_map(path: str | os.PathLike[str]) -> NDArray[Any]:
     return image
 
 
-def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Write a label image, ``H W`` or ``H W 3`` (RGB), as PNG.
+def write_png(path: str | os.PathLike[str], image: NDArray[Any]) -> None:
+    """Write a label image, ``H W`` (8 or 16 bits) or ``H W 3`` (RGB, 8 bits), as PNG.
 
     Raises:
         OSError: if it cannot be written.

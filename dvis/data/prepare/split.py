@@ -1,0 +1,90 @@
+"""An own training and validation split of a data set in YouTube-VIS form, scored without a server."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dvis.data.errors import BrokenDataError
+from dvis.data.files import read_json, write_json
+
+__all__ = ["choose_validation", "split_videos"]
+
+
+def split_videos(source: Path, train: Path, val: Path, num_val: int, seed: int = 0) -> tuple[int, int]:
+    """Share the videos of an annotation file out to two files with the same categories.
+
+    Args:
+        source: annotation file of a training split (YouTube-VIS or OVIS).
+        train, val: files to write.
+        num_val: videos of the validation split.
+        seed: the same seed gives the same split.
+
+    Returns:
+        numbers of training and of validation videos.
+
+    Raises:
+        BrokenDataError: if the file is broken or has no annotations.
+        ValueError: if there are not more than ``num_val`` videos.
+    """
+    try:
+        content = read_json(source)
+    except ValueError as error:
+        raise BrokenDataError(str(error)) from error
+    if not content.get("annotations"):
+        raise BrokenDataError(f"{source} has no annotations: only a split with ground truth can be divided")
+    categories: dict[Any, set[int]] = {video["id"]: set() for video in content["videos"]}
+    for annotation in content["annotations"]:
+        if annotation["video_id"] not in categories:
+            where = f"{source}, annotation {annotation.get('id', '?')}"
+            raise BrokenDataError(f"{where}: there is no video {annotation['video_id']}")
+        categories[annotation["video_id"]].add(annotation["category_id"])
+    if not 0 < num_val < len(categories):
+        raise ValueError(f"{source} has {len(categories)} videos; {num_val} cannot be set aside")
+    chosen = choose_validation(categories, num_val, seed)
+    write_json(train, _part(content, categories.keys() - chosen))
+    write_json(val, _part(content, chosen))
+    return len(categories) - num_val, num_val
+
+
+def choose_validation(categories: Mapping[Any, Collection[int]], num_val: int, seed: int) -> set[Any]:
+    """Choose videos at random, but so that both parts have every category, as far as the numbers allow.
+
+    Args:
+        categories: categories that occur, by video.
+        num_val: how many videos to choose.
+        seed: of the random choice.
+    """
+    rng = np.random.default_rng(seed)
+    videos = list(categories)
+    order = [videos[i] for i in rng.permutation(len(videos))]
+    of_category: dict[int, list[Any]] = defaultdict(list)
+    for video in order:
+        for category in categories[video]:
+            of_category[category].append(video)
+    chosen: set[Any] = set()
+    kept: set[Any] = set()  # must stay in the training part
+    # Rare categories have the least choice: they come first.
+    for _, members in sorted(of_category.items(), key=lambda item: (len(item[1]), item[0])):
+        free = [video for video in members if video not in chosen]
+        if not kept.intersection(members) and free:
+            kept.add(free[-1])
+        candidates = [video for video in members if video not in kept]
+        if not chosen.intersection(members) and candidates and len(chosen) < num_val:
+            chosen.add(candidates[0])
+    rest = [video for video in order if video not in chosen]
+    rest.sort(key=lambda video: video in kept)  # stable: what must stay comes last
+    chosen.update(rest[: num_val - len(chosen)])
+    return chosen
+
+
+def _part(content: Mapping[str, Any], videos: Collection[Any]) -> dict[str, Any]:
+    return {
+        **content,
+        "videos": [video for video in content["videos"] if video["id"] in videos],
+        "annotations": [a for a in content["annotations"] if a["video_id"] in videos],
+    }
