@@ -3,7 +3,8 @@
 
     python train_net_video.py --config-file configs/toy/MinVIS_toy.yaml
     python train_net_video.py --config-file configs/ovis/DVIS_Online_R50.yaml --num-gpus 8 --resume
-    python train_net_video.py --config-file configs/ovis/DVIS_Online_R50.yaml --eval-only MODEL.WEIGHTS model.pth
+    python train_net_video.py --config-file configs/ovis/DVIS_Online_R50.yaml --eval-only \\
+        MODEL.WEIGHTS model.pth
     torchrun --nproc-per-node 2 train_net_video.py --config-file ...
 
 The options are detectron2's; everything after them is ``KEY value`` pairs that override the configuration.
@@ -16,7 +17,6 @@ from typing import Any
 
 import dvis  # isort: skip  (first: it provides detectron2 where upstream is absent)
 
-import detectron2_fallback
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -24,6 +24,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+import detectron2_fallback
 from dvis.checkpoint import load_weights
 from dvis.cli import clear_errors
 from dvis.data import check_datasets
@@ -34,18 +35,17 @@ from dvis.engine.launch import use_available_device
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration of this run; loggers, output folder and seed are set up on the way."""
     cfg = dvis.load_config(args.config_file or None, args.opts)
-    loggers = [
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name) for name in ("dvis", "mask2former")
-    ]
+    for name in ("mask2former", "dvis"):
+        logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     use_available_device(cfg)
-    loggers[0].info("detectron2: %s", detectron2_fallback.which())
+    logger.info("detectron2: %s", detectron2_fallback.which())
     check_datasets(cfg, training=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run in every process: evaluate once (``--eval-only``) or train."""
     with clear_errors():
         cfg = setup(args)

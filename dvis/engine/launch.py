@@ -22,7 +22,7 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
 
     Under ``torchrun`` (its variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` are set) this process is one of
     them already and joins the others; otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on
-    each of ``args.num_machines`` machines. Without CUDA the processes compute on the CPU and talk through gloo.
+    each of ``args.num_machines`` machines. Without CUDA they compute on the CPU and talk through gloo.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return launch(

@@ -18,7 +18,7 @@ class SegmenterOutput:
 
     Attributes:
         logits: class logits, ``B T Q K+1``.
-        masks: mask logits, ``B Q T h w``; None at inference, where masks are made last and only for kept slots.
+        masks: mask logits, ``B Q T h w``; None at inference, where only masks of kept slots are made, last.
         queries: decoder queries after the final normalisation, ``B T Q C``.
         mask_features: per-pixel embeddings, ``B T C h w``.
         mask_embeds: what multiplied with ``mask_features`` gives mask logits, ``B T Q C``; None if not asked.
@@ -47,7 +47,7 @@ class LinkedOutput:
         queries: linked instance queries, ``B T Q C``, as the refiner takes them.
         mask_embeds: what multiplied with the frame's mask features gives mask logits, ``B T Q C``.
         frame_queries: what the refiner's cross-attention looks at, ``B T Q C``; None if nothing refines.
-        order: ``B T Q`` int64, the segmenter query that slot ``i`` started from in that frame; None if not known.
+        order: ``B T Q`` int64, the segmenter query that slot ``i`` started from in a frame; None if unknown.
         aux: (logits ``B T Q K+1``, mask_embeds ``B T Q C``) of the earlier layers, first layer first; empty
             at inference.
     """
