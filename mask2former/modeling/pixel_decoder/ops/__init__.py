@@ -2,5 +2,5 @@
 
 - ``functions``: :func:`ms_deform_attn`, the readable reference, and which back ends there are.
 - ``modules``: :class:`MSDeformAttn`.
-- ``src``: the C++ and CUDA back ends; ``sh make.sh`` builds what the machine allows. Never needed, only faster.
+- ``src``: the C++ and CUDA back ends; ``sh make.sh`` builds what the machine allows (optional).
 """
