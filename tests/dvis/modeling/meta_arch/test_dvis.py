@@ -287,7 +287,7 @@ def test_non_finite_numbers_stop_and_name_video_and_tensor(guided: float, what: 
 def test_a_video_that_is_not_finite_is_named() -> None:
     frames = tiny_video(2)
     frames[1][:] = torch.inf
-    with pytest.raises(NonFiniteError, match=r"video street: frame queries are not finite: .* frame 1"):
+    with pytest.raises(NonFiniteError, match=r"video street: .*queries are not finite: .* frame 1"):
         shared_tiny_model("online")([{"image": frames, "video_name": "street"}])
 
 
