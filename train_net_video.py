@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.eval_only:
         model = build_model(cfg)
         with clear_errors():
-            load_weights(model, cfg.MODEL.WEIGHTS)
+            load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
         results = VideoTrainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
