@@ -111,21 +111,20 @@ def _check(
 
 
 def _check_levels(pixels: int, spatial_shapes: Tensor, level_start_index: Tensor) -> None:
-    """Raise ValueError unless the levels are not empty, lie inside value and fill it."""
+    """Raise ValueError unless the levels, in any order, fill value without gap or overlap."""
+    shapes, starts = spatial_shapes.tolist(), level_start_index.tolist()
     filled = 0
-    for (height, width), start in zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True):
+    for start, (height, width) in sorted(zip(starts, shapes, strict=True)):
         if height < 1 or width < 1:
             raise ValueError(f"spatial_shapes must be at least 1 x 1, got {height} x {width}")
-        if start < 0 or start + height * width > pixels:
+        if start != filled:
             raise ValueError(
-                f"a level of {height} x {width} pixels from level_start_index {start} lies outside value, "
-                f"which has {pixels}"
+                "level_start_index must put the levels one after the other: "
+                f"with spatial_shapes {shapes} one starts at {filled}, got {starts}"
             )
         filled += height * width
     if filled != pixels:
-        raise ValueError(
-            f"spatial_shapes {spatial_shapes.tolist()} have {filled} pixels, but value has {pixels}"
-        )
+        raise ValueError(f"value must have the {filled} pixels of spatial_shapes {shapes}, got {pixels}")
 
 
 @torch.library.custom_op(

@@ -91,7 +91,7 @@ def backward(
     if value.numel() == 0 or attention_weights.numel() == 0:
         return grad_value, grad_locations, grad_attention
     batch, _, heads = attention_weights.shape[:3]
-    grad = rearrange(grad_output, "b q (m d) -> (b m) d q 1", m=heads)
+    grad = rearrange(grad_output, "b q (m d) -> (b m) d q 1", m=heads).contiguous()
     starts = level_start_index.tolist()
     for level, (height, width) in enumerate(spatial_shapes.tolist()):
         maps = level_maps(value, starts[level], height, width)

@@ -107,7 +107,7 @@ def test_levels_may_stay_on_the_cpu_and_are_then_checked() -> None:
         spatial_shapes=problem.spatial_shapes.cpu(), level_start_index=problem.level_start_index.cpu()
     )
     torch.testing.assert_close(ms_deform_attn(*mixed, backend="cuda"), expected, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="lies outside value"):
+    with pytest.raises(ValueError, match="level_start_index must put the levels"):
         ms_deform_attn(*mixed._replace(spatial_shapes=mixed.spatial_shapes * 2), backend="cuda")
 
 

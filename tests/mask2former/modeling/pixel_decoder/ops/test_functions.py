@@ -353,16 +353,11 @@ def replaced(**changes: Callable[[Tensor], Tensor]) -> Problem:
             replaced(level_start_index=lambda t: t[:1]),
             r"level_start_index must have shape \(2,\).*got \(1,\)",
         ),
-        (
-            replaced(spatial_shapes=lambda t: t * 2),
-            "8 x 10 pixels from level_start_index 0 lies outside value.*26",
-        ),
-        (replaced(level_start_index=lambda t: t + 1), "2 x 3 pixels from level_start_index 21 lies outside"),
-        (replaced(level_start_index=lambda t: t - 1), "from level_start_index -1 lies outside"),
-        (
-            replaced(spatial_shapes=lambda t: t - 1),
-            r"\[\[3, 4\], \[1, 2\]\] have 14 pixels, but value has 26",
-        ),
+        (replaced(spatial_shapes=lambda t: t * 2), r"one starts at 80, got \[0, 20\]"),
+        (replaced(level_start_index=lambda t: t + 1), r"one starts at 0, got \[1, 21\]"),
+        (replaced(level_start_index=lambda t: t - 1), r"one starts at 0, got \[-1, 19\]"),
+        (replaced(level_start_index=lambda t: t * 0), r"got \[0, 0\]"),
+        (replaced(value=lambda t: t[:, 1:]), r"26 pixels of spatial_shapes \[\[4, 5\], \[2, 3\]\], got 25"),
         (replaced(spatial_shapes=lambda t: t * 0), "at least 1 x 1, got 0 x 0"),
     ],
 )

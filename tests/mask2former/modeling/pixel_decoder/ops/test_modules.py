@@ -204,7 +204,7 @@ def test_wrong_settings(settings: dict[str, int], message: str) -> None:
         ),
         (1, torch.zeros(2, 7, 3, 2), r"reference_points must have shape .*got \(2, 7, 3, 2\)"),
         (2, torch.zeros(1, 19, 16), r"input_flatten must have shape 2 S 16 .*got \(1, 19, 16\)"),
-        (2, torch.zeros(2, 20, 16), "have 19 pixels, but value has 20"),
+        (2, torch.zeros(2, 20, 16), "value must have the 19 pixels of spatial_shapes .*got 20"),
         (
             5,
             torch.zeros(2, 18, dtype=torch.bool),

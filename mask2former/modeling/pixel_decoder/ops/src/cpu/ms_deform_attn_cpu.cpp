@@ -31,7 +31,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 constexpr int kCorners = 4;  // top left, top right, bottom left, bottom right
-constexpr int64_t kQueriesPerBlock = 16;  // of the backward pass: enough samples to fill a vector
+constexpr int64_t kQueriesPerBlock = 16;  // of the backward pass
 constexpr int64_t kMultipliesPerTask = 1 << 16;  // less than this is not worth a second thread
 
 // Vectors of the compiler (GCC and Clang), N elements wide.
@@ -73,11 +73,10 @@ struct SampleLevels {
   std::vector<T> width, height;
   std::vector<int32_t> start;
 
-  // Samples of `repeats` heads or queries; each has `points` samples in every level from `first` to `last`.
-  SampleLevels(
-      const int64_t* shapes, const int64_t* starts, int64_t first, int64_t last, int64_t points, int64_t repeats) {
+  // `repeats` heads or queries, one after the other, with `points` samples in each level.
+  SampleLevels(const int64_t* shapes, const int64_t* starts, int64_t count, int64_t points, int64_t repeats) {
     for (int64_t repeat = 0; repeat < repeats; ++repeat) {
-      for (int64_t level = first; level < last; ++level) {
+      for (int64_t level = 0; level < count; ++level) {
         height.insert(height.end(), points, static_cast<T>(shapes[2 * level]));
         width.insert(width.end(), points, static_cast<T>(shapes[2 * level + 1]));
         start.insert(start.end(), points, static_cast<int32_t>(starts[level]));
@@ -222,7 +221,7 @@ void forward(
   const int64_t row_stride = problem.heads * problem.channels;
   const int64_t per_head = problem.levels * problem.points;
   const int64_t samples = problem.heads * per_head;
-  const SampleLevels<T> levels(shapes, starts, 0, problem.levels, problem.points, problem.heads);
+  const SampleLevels<T> levels(shapes, starts, problem.levels, problem.points, problem.heads);
   const std::vector<T> zeros(problem.channels, T(0));
   constexpr int kWide = 2 * kVectorBytes / sizeof(T);
   const int64_t grain = kMultipliesPerTask / std::max<int64_t>(1, samples * problem.channels * kCorners) + 1;
@@ -272,22 +271,27 @@ void forward(
 // The four corners of one sample, seen from the backward pass.
 template <typename T>
 struct SampleGradient {
-  const T* value[kCorners];
-  T* grad_value[kCorners];
+  T* row[kCorners];  // values, followed by their gradients
   T weight[kCorners];  // bilinear
   T attention, right, down;
   // Inner products of output gradient and value: of the sample, and of its slopes along x and y.
   T along_attention = 0, along_x = 0, along_y = 0;
 
-  // Take channels [channel, channel + N * count).
+  SampleGradient(T attention, T right, T down)
+      : weight{(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down},
+        attention(attention),
+        right(right),
+        down(down) {}
+
+  // Take channels [first, last), N at a time.
   template <int N>
-  void take(const T* grad_output, int64_t channel, int64_t count) {
+  void take(const T* grad_output, int64_t first, int64_t last, int64_t channels) {
     typename Vector<T, N>::type products[kCorners] = {};
-    for (const int64_t end = channel + N * count; channel < end; channel += N) {
+    for (int64_t channel = first; channel < last; channel += N) {
       const auto grad = load<T, N>(grad_output + channel);
       for (int corner = 0; corner < kCorners; ++corner) {
-        products[corner] += grad * load<T, N>(value[corner] + channel);
-        T* to = grad_value[corner] + channel;
+        products[corner] += grad * load<T, N>(row[corner] + channel);
+        T* to = row[corner] + channels + channel;
         store<T, N>(to, load<T, N>(to) + (weight[corner] * attention) * grad);
       }
     }
@@ -300,79 +304,108 @@ struct SampleGradient {
   }
 };
 
-// One (image, head, level) is one task: no two tasks share rows of the value gradient, so nothing is locked and
-// the sums do not depend on the number of threads.
+// Inputs and outputs of the backward pass, as in the public function.
 template <typename T>
-void backward(
-    const Problem& problem,
-    const T* value,
-    const int64_t* shapes,
-    const int64_t* starts,
-    const T* locations,
-    const T* attention,
-    const T* grad_output,
-    T* grad_value,
-    T* grad_locations,
-    T* grad_attention) {
-  constexpr int kWidth = kVectorBytes / sizeof(T);
-  const int64_t row_stride = problem.heads * problem.channels;
-  const int64_t tasks = problem.batch * problem.heads * problem.levels;
-  const int64_t points = problem.points;
-  const int64_t per_task = problem.queries * points * problem.channels * kCorners;
-  const int64_t grain = kMultipliesPerTask / std::max<int64_t>(1, per_task) + 1;
+struct Backward {
+  const T* value;
+  const int64_t* shapes;
+  const int64_t* starts;
+  const T* locations;
+  const T* attention;
+  const T* grad_output;
+  T* grad_value;
+  T* grad_locations;
+  T* grad_attention;
+};
 
-  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    const std::vector<T> zeros(problem.channels, T(0));
-    std::vector<T> discarded(problem.channels, T(0));  // takes the gradient of corners outside
-    std::vector<T> block_locations(2 * kQueriesPerBlock * points);
-    Corners<T> corners(kQueriesPerBlock * points);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t level = task % problem.levels;
-      const int64_t head = task / problem.levels % problem.heads;
-      const int64_t image = task / problem.levels / problem.heads;
-      const int64_t rows_offset = image * problem.pixels * row_stride + head * problem.channels;
-      const SampleLevels<T> levels(shapes, starts, level, level + 1, points, kQueriesPerBlock);
-      const T height = static_cast<T>(shapes[2 * level]), width = static_cast<T>(shapes[2 * level + 1]);
-      for (int64_t first = 0; first < problem.queries; first += kQueriesPerBlock) {
-        const int64_t queries = std::min(kQueriesPerBlock, problem.queries - first);
-        const auto sample_of = [&](int64_t query) {  // the block's query's first point in this head and level
-          return (((image * problem.queries + first + query) * problem.heads + head) * problem.levels + level) *
-              points;
-        };
-        for (int64_t query = 0; query < queries; ++query) {
-          std::copy_n(locations + 2 * sample_of(query), 2 * points, block_locations.begin() + 2 * query * points);
-        }
-        locate(queries * points, block_locations.data(), levels, corners);
-        for (int64_t query = 0; query < queries; ++query) {
-          const T* grad = grad_output + (image * problem.queries + first + query) * row_stride +
-              head * problem.channels;
-          for (int64_t point = 0; point < points; ++point) {
-            const int64_t local = query * points + point;
-            const int64_t sample = sample_of(query) + point;
-            const T right = corners.right[local], down = corners.down[local];
-            SampleGradient<T> gradient;
-            gradient.attention = attention[sample];
-            gradient.right = right;
-            gradient.down = down;
-            gradient.weight[0] = (1 - right) * (1 - down);
-            gradient.weight[1] = right * (1 - down);
-            gradient.weight[2] = (1 - right) * down;
-            gradient.weight[3] = right * down;
-            for (int corner = 0; corner < kCorners; ++corner) {
-              const int32_t row = corners.row[corner][local];
-              const int64_t offset = rows_offset + row * row_stride;
-              gradient.value[corner] = row < 0 ? zeros.data() : value + offset;
-              gradient.grad_value[corner] = row < 0 ? discarded.data() : grad_value + offset;
-            }
-            const int64_t whole = problem.channels / kWidth, rest = problem.channels % kWidth;
-            gradient.template take<kWidth>(grad, 0, whole);
-            if (rest > 0) gradient.template take<1>(grad, whole * kWidth, rest);
-            grad_attention[sample] = gradient.along_attention;
-            grad_locations[2 * sample] = gradient.attention * width * gradient.along_x;
-            grad_locations[2 * sample + 1] = gradient.attention * height * gradient.along_y;
-          }
-        }
+// What belongs to one head of a few successive queries, gathered from where it lies far apart in memory.
+template <typename T>
+struct HeadBlock {
+  std::vector<T> grad_output, locations, attention;
+  Corners<T> corners;
+
+  explicit HeadBlock(const Problem& problem)
+      : grad_output(kQueriesPerBlock * problem.channels),
+        locations(2 * kQueriesPerBlock * problem.levels * problem.points),
+        attention(kQueriesPerBlock * problem.levels * problem.points),
+        corners(kQueriesPerBlock * problem.levels * problem.points) {}
+};
+
+// One image and head. Its value rows are copied into a table, each followed by its gradient: apart, as in the tensors,
+// the two often lie a multiple of 4096 bytes from each other, and then loads wait for unrelated stores.
+template <typename T>
+void backward_of_head(
+    const Problem& problem,
+    const Backward<T>& io,
+    const SampleLevels<T>& levels,
+    int64_t image,
+    int64_t head,
+    T* rows,
+    HeadBlock<T>& block) {
+  constexpr int kWidth = kVectorBytes / sizeof(T);
+  const int64_t channels = problem.channels, per_head = problem.levels * problem.points;
+  const int64_t whole = channels / kWidth * kWidth;
+  const int64_t row_stride = problem.heads * channels;
+  const int64_t first_row = image * problem.pixels * row_stride + head * channels;
+  for (int64_t row = 0; row < problem.pixels; ++row) {
+    std::copy_n(io.value + first_row + row * row_stride, channels, rows + 2 * row * channels);
+    std::fill_n(rows + (2 * row + 1) * channels, channels, T(0));
+  }
+  T* outside_row = rows + 2 * problem.pixels * channels;
+  std::fill_n(outside_row, 2 * channels, T(0));  // its gradient is ignored
+
+  for (int64_t first = 0; first < problem.queries; first += kQueriesPerBlock) {
+    const int64_t queries = std::min(kQueriesPerBlock, problem.queries - first);
+    const int64_t samples = queries * per_head;
+    const auto output_row = [&](int64_t query) {
+      return (image * problem.queries + first + query) * problem.heads + head;
+    };
+    for (int64_t query = 0; query < queries; ++query) {
+      const int64_t row = output_row(query);
+      std::copy_n(io.grad_output + row * channels, channels, block.grad_output.data() + query * channels);
+      std::copy_n(io.locations + 2 * row * per_head, 2 * per_head, block.locations.data() + 2 * query * per_head);
+      std::copy_n(io.attention + row * per_head, per_head, block.attention.data() + query * per_head);
+    }
+    locate(samples, block.locations.data(), levels, block.corners);
+    for (int64_t i = 0; i < samples; ++i) {
+      SampleGradient<T> gradient(block.attention[i], block.corners.right[i], block.corners.down[i]);
+      for (int corner = 0; corner < kCorners; ++corner) {
+        const int32_t row = block.corners.row[corner][i];
+        gradient.row[corner] = row < 0 ? outside_row : rows + 2 * row * channels;
       }
+      const T* grad_output = block.grad_output.data() + i / per_head * channels;
+      gradient.template take<kWidth>(grad_output, 0, whole, channels);
+      if (whole < channels) gradient.template take<1>(grad_output, whole, channels, channels);
+      // The inputs' places in the block take their gradients.
+      block.attention[i] = gradient.along_attention;
+      block.locations[2 * i] = gradient.attention * levels.width[i] * gradient.along_x;
+      block.locations[2 * i + 1] = gradient.attention * levels.height[i] * gradient.along_y;
+    }
+    for (int64_t query = 0; query < queries; ++query) {
+      const int64_t row = output_row(query);
+      std::copy_n(block.locations.data() + 2 * query * per_head, 2 * per_head, io.grad_locations + 2 * row * per_head);
+      std::copy_n(block.attention.data() + query * per_head, per_head, io.grad_attention + row * per_head);
+    }
+  }
+  for (int64_t row = 0; row < problem.pixels; ++row) {
+    std::copy_n(rows + (2 * row + 1) * channels, channels, io.grad_value + first_row + row * row_stride);
+  }
+}
+
+// One task per image and head: no two share rows of the value gradient, so nothing is locked and the sums do not
+// depend on the number of threads.
+template <typename T>
+void backward(const Problem& problem, const Backward<T>& io) {
+  const int64_t per_task = problem.queries * problem.levels * problem.points * problem.channels * kCorners;
+  const int64_t grain = kMultipliesPerTask / std::max<int64_t>(1, per_task) + 1;
+  const SampleLevels<T> levels(io.shapes, io.starts, problem.levels, problem.points, kQueriesPerBlock);
+  at::parallel_for(0, problem.batch * problem.heads, grain, [&](int64_t begin, int64_t end) {
+    const at::Tensor table =
+        at::empty({problem.pixels + 1, 2, problem.channels}, c10::CppTypeToScalarType<T>::value);
+    HeadBlock<T> block(problem);
+    for (int64_t task = begin; task < end; ++task) {
+      backward_of_head(
+          problem, io, levels, task / problem.heads, task % problem.heads, table.mutable_data_ptr<T>(), block);
     }
   });
 }
@@ -442,15 +475,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     using T = decltype(example);
     backward<T>(
         problem,
-        value.const_data_ptr<T>(),
-        shapes,
-        starts,
-        sampling_locations.const_data_ptr<T>(),
-        attention_weights.const_data_ptr<T>(),
-        grad_output.const_data_ptr<T>(),
-        grad_value.mutable_data_ptr<T>(),
-        grad_locations.mutable_data_ptr<T>(),
-        grad_attention.mutable_data_ptr<T>());
+        {value.const_data_ptr<T>(),
+         shapes,
+         starts,
+         sampling_locations.const_data_ptr<T>(),
+         attention_weights.const_data_ptr<T>(),
+         grad_output.const_data_ptr<T>(),
+         grad_value.mutable_data_ptr<T>(),
+         grad_locations.mutable_data_ptr<T>(),
+         grad_attention.mutable_data_ptr<T>()});
   };
   if (value.scalar_type() == at::kDouble) {
     run(double());
