@@ -37,7 +37,8 @@ class ToyLevel:
         species: number of different looks; objects of a species share the class and nearly the look.
         radius: radius of an object.
         odd_color: probability that a species has another colour than most of its class.
-        distractors: unlabelled blobs with textures like those of objects.
+        distractors: unlabelled blobs.
+        camouflage: how much distractors look like objects: 0 are grey stones, 1 have their colours.
         posts: posts that stand in front of everything.
         cross: probability that an object of a species that is already there swaps places with its fellow.
         leave: probability that a waypoint lies outside of the picture.
@@ -52,6 +53,7 @@ class ToyLevel:
     radius: tuple[float, float] = (0.11, 0.2)
     odd_color: float = 0.3
     distractors: tuple[int, int] = (0, 3)
+    camouflage: float = 1.0
     posts: tuple[int, int] = (0, 1)
     cross: float = 0.6
     leave: float = 0.15
@@ -65,12 +67,15 @@ class ToyLevel:
 LEVELS = {
     "easy": ToyLevel(
         objects=(1, 3),
-        radius=(0.16, 0.27),
-        odd_color=0.1,
+        species=(2, 3),
+        radius=(0.16, 0.26),
+        odd_color=0.0,
         distractors=(0, 1),
+        camouflage=0.15,
         cross=0.4,
-        leave=0.12,
-        waypoint_frames=11.0,
+        leave=0.1,
+        waypoint_frames=12.0,
+        pan=0.2,
     ),
     "standard": ToyLevel(),
 }
@@ -422,9 +427,9 @@ def _blob(points: Float, wobble: Float) -> Float:
     return np.hypot(points[..., 0], points[..., 1]) - outline
 
 
-def _draw_look(rng: Rng, hue: float) -> _Look:
-    first = _color(hue, rng.uniform(0.65, 0.95), rng.uniform(0.75, 1.0))
-    second = _color(hue + rng.normal(0, 0.05), rng.uniform(0.3, 0.9), rng.uniform(0.3, 1.0))
+def _draw_look(rng: Rng, hue: float, saturation: float = 1.0) -> _Look:
+    first = _color(hue, saturation * rng.uniform(0.65, 0.95), rng.uniform(0.75, 1.0))
+    second = _color(hue + rng.normal(0, 0.05), saturation * rng.uniform(0.3, 0.9), rng.uniform(0.3, 1.0))
     pattern = str(rng.choice(["plain", "stripes", "checker", "dots", "rings"]))
     return _Look((first, second), pattern, rng.uniform(3.5, 6.5), rng.uniform(0, 2 * np.pi))
 
@@ -473,7 +478,8 @@ def _draw_bodies(
         size = rng.uniform(*level.radius) * height * 0.8
         place = rng.uniform([-0.5, -0.3], [0.5, 0.45]) * [width, height]
         path = place + _sway(rng, length, 2) * 0.1 * height
-        distractors.append(_draw_body(rng, None, _draw_look(rng, rng.random()), size, path, length))
+        look = _draw_look(rng, rng.random(), level.camouflage)
+        distractors.append(_draw_body(rng, None, look, size, path, length))
     return objects, distractors
 
 
