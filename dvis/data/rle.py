@@ -47,7 +47,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> Rle | None:
             f"a mask is null, polygons or a dict of 'size' and 'counts', not {segmentation!s:.80}"
         )
     if not isinstance(segmentation["counts"], list):
-        return dict(segmentation)
+        return segmentation  # type: ignore[return-value]
     _check_runs(np.asarray(segmentation["counts"]), segmentation["size"])
     height, width = segmentation["size"]
     return mask_utils.frPyObjects(dict(segmentation), height, width)

@@ -34,9 +34,12 @@ class SemanticConfusion:
             raise ValueError(f"sizes differ: ground truth {truth.shape}, prediction {predicted.shape} (H, W)")
         k = self.num_classes
         if truth.dtype == np.uint8 and predicted.dtype == np.uint8:
-            # All 2^16 pairs at once, without a mask and without copies of the selected pixels.
-            pairs = (truth.astype(np.uint16) << 8) | predicted
-            counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+            # All 2^16 pairs at once. Neighbours mostly have the same pair: runs are counted, not pixels.
+            pairs = ((truth.astype(np.uint16) << 8) | predicted).ravel()
+            starts = np.flatnonzero(np.concatenate(([pairs.size > 0], pairs[1:] != pairs[:-1])))
+            lengths = np.diff(np.append(starts, pairs.size))
+            counts = np.bincount(pairs[starts], weights=lengths, minlength=1 << 16)
+            counts = counts.astype(np.int64).reshape(256, 256)
             self.matrix[:, :k] += counts[:k, :k]
             self.matrix[:, k] += counts[:k, k:].sum(axis=1)
             return
@@ -116,19 +119,18 @@ class VideoConsistency:
         """Count one video from its frames ``(ground truth, prediction)``, ``H W`` each, read one by one."""
         pending: dict[int, float] = {}
         previous: tuple[NDArray[Any], NDArray[Any]] | None = None
-        ages: tuple[NDArray[np.uint16], NDArray[np.uint16]] | None = None
+        ages: tuple[NDArray[Any], NDArray[Any]] | None = None
+        dtype = np.uint8 if max(self.lengths) < 255 else np.uint16
         for number, frame in enumerate(frames, start=1):
             # A clip counts only once a later frame shows that it is not the video's last.
             for length, value in pending.items():
                 self.clips[length].append(value)
             if previous is None or ages is None:
-                ages = (np.ones(frame[0].shape, np.uint16), np.ones(frame[1].shape, np.uint16))
+                ages = (np.ones(frame[0].shape, dtype), np.ones(frame[1].shape, dtype))
             else:
                 # For how many frames, this one included, has each pixel had its label?
-                ages = (
-                    _age(ages[0], frame[0], previous[0]),
-                    _age(ages[1], frame[1], previous[1]),
-                )
+                for age, current, before in zip(ages, frame, previous, strict=True):
+                    _grow(age, current == before)
             pending = {n: _consistency(ages[0] >= n, ages[1] >= n) for n in self.lengths if number >= n}
             previous = frame
 
@@ -138,8 +140,11 @@ class VideoConsistency:
         return float(np.mean(values)) if values else math.nan
 
 
-def _age(age: NDArray[np.uint16], current: NDArray[Any], previous: NDArray[Any]) -> NDArray[np.uint16]:
-    return np.minimum(age, 60000) * (current == previous) + np.uint16(1)
+def _grow(age: NDArray[Any], same: NDArray[np.bool_]) -> None:
+    """One more frame, in place: ages go on where the label is the same and start at 1 elsewhere."""
+    np.minimum(age, np.iinfo(age.dtype).max - 1, out=age)
+    np.multiply(age, same, out=age)
+    np.add(age, 1, out=age)
 
 
 def _consistency(common: NDArray[np.bool_], kept: NDArray[np.bool_]) -> float:

@@ -413,18 +413,18 @@ def _tube_iou(
     fraction = np.zeros((num_frames, len(lengths_d), len(lengths_g)))
     counted = np.arange(num_frames)[:, None, None] < np.minimum(lengths_d[:, None], lengths_g[None])
     as_crowd = np.ones(len(lengths_g), dtype=np.uint8)
+    sizes = {tuple(code["size"]) for tube in (*tubes.masks, *objects.masks) for code in tube if code}
     for t in range(num_frames):
-        sizes = {tuple(code["size"]) for code in (*codes_d[t], *codes_g[t]) if code}
+        present_d = [d for d, code in enumerate(codes_d[t]) if code]
+        present_g = [g for g, code in enumerate(codes_g[t]) if code]
+        if not present_d or not present_g:
+            continue
         if len(sizes) > 1:
             counted[t] &= _same_size(codes_d[t], codes_g[t])
-        if sizes:
-            height, width = min(sizes)
-            nothing = mask_utils.frPyObjects(
-                {"size": [height, width], "counts": [height * width]}, height, width
-            )
-            frame_d, frame_g = ([code or nothing for code in codes[t]] for codes in (codes_d, codes_g))
-            fraction[t] = mask_utils.iou(frame_d, frame_g, as_crowd)
-    # NaN where there is no mask, -1 where sizes differ.
+        fraction[t][np.ix_(present_d, present_g)] = mask_utils.iou(
+            [codes_d[t][d] for d in present_d], [codes_g[t][g] for g in present_g], as_crowd[: len(present_g)]
+        )
+    # NaN where a mask has no pixels, -1 where sizes differ.
     inter = np.rint(np.nan_to_num(fraction).clip(min=0) * areas_d[:, :, None])
     union = areas_d[:, :, None] + areas_g[:, None, :] - inter
     inter, union = (inter * counted).sum(axis=0), (union * counted).sum(axis=0)
