@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         raw_masks=args.raw_masks,
         categories=args.categories,
         frames=(args.min_frames, args.max_frames),
+        details=args.html is not None,
     )
     with clear_errors():
         evaluation = evaluate_files(args.task, args.gt, args.pred, options)

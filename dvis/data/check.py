@@ -6,6 +6,7 @@ without objects, holes in the numbering of categories, objects that are never vi
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from dvis.data.rle import check_rle, rle_areas, to_rle
 
 __all__ = ["Report", "check_dataset"]
 
-NUM_WORKERS = 2  # decoding runs outside of Python's lock
+NUM_WORKERS = min(os.cpu_count() or 1, 8)  # threads: decoding runs outside of Python's lock
 
 
 @dataclass

@@ -7,6 +7,7 @@ dictionaries (fractions, not percent; None where nothing is defined) that go int
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ __all__ = [
 
 VPQ_WINDOWS = (1, 2, 4, 6, 8)  # of the public script; the papers report the mean of the first four
 VC_LENGTHS = (8, 16)
-NUM_WORKERS = 2  # decoding of PNGs runs outside of Python's lock
+NUM_WORKERS = min(os.cpu_count() or 1, 8)  # threads: decoding of PNGs runs outside of Python's lock
 
 
 def score_video_panoptic(
@@ -86,7 +87,10 @@ def score_video_panoptic(
             group: _mean([result["vpq"][str(k)][group]["pq"] for k in chosen])
             for group in ("all", "thing", "stuff")
         }
-    result["stq"] = stq(videos, categories)
+    result["stq"] = {
+        name: [none_if_nan(v) for v in value] if isinstance(value, list) else none_if_nan(value)
+        for name, value in stq(videos, categories).items()
+    }
     result["stq_video_order"] = [video["video_id"] for video in truth["annotations"]]
     return result
 

@@ -97,6 +97,7 @@ class Options:
         raw_masks: VSS: whether ground truth is coded as VSPW ships it.
         categories: VSS: name of the category table.
         frames: VIS: shortest and longest video (frames) to evaluate; None: no limit.
+        details: VIS: whether charts and scores of single videos are made, which takes as long as the rest.
     """
 
     images: Path | None = None
@@ -104,6 +105,7 @@ class Options:
     raw_masks: bool = False
     categories: str = "vipseg_vspw"
     frames: tuple[int | None, int | None] = (None, None)
+    details: bool = True
 
 
 def evaluate_files(task: str, gt: Path, pred: Path, options: Options = Options()) -> Evaluation:
@@ -188,11 +190,12 @@ def _evaluate_instances(protocol: Protocol, gt: Path, pred: Path, options: Optio
             }
             for category_id, rows in per_category.items()
         ],
-        charts=_instance_charts(result, lengths),
+        charts=_instance_charts(result, lengths) if options.details else [],
         video_metric="AP",
         videos=[
             VideoScore(str(video), length, _defined(result.restricted_to([video]).stats["AP"]))
             for video, length in lengths.items()
+            if options.details
         ],
         strips=instance_strips(ground_truth, results, options.images) if options.images else None,
     )
@@ -251,7 +254,7 @@ def _evaluate_video_panoptic(gt: Path, pred: Path, options: Options) -> Evaluati
         title = f"VPQ, mean of windows {key.removeprefix('mean_vpq_windows_').replace('_', ' ')}"
         summary += [(f"{title}: {group}", numbers[key][group]) for group in ("all", "thing", "stuff")]
     summary += [(f"VPQ, window {window}", table["all"]["pq"]) for window, table in vpq.items()]
-    summary += [("STQ", stq["STQ"]), ("AQ", stq["AQ"]), ("SQ", none_if_nan(stq["IoU"]))]
+    summary += [("STQ", stq["STQ"]), ("AQ", stq["AQ"]), ("SQ", stq["IoU"])]
     categories = []
     for category in ground_truth["categories"]:
         row = {key: category[key] for key in ("id", "name", "isthing")}
@@ -263,7 +266,7 @@ def _evaluate_video_panoptic(gt: Path, pred: Path, options: Options) -> Evaluati
             }
         categories.append(row)
     videos = [
-        VideoScore(name, length, none_if_nan(score))
+        VideoScore(name, length, score)
         for name, length, score in zip(
             numbers["stq_video_order"], stq["Length_per_seq"], stq["STQ_per_seq"], strict=True
         )
