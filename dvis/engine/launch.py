@@ -41,6 +41,7 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     comm.synchronize()
     result = main(args)
+    comm.synchronize()  # nobody leaves while another still talks
     # Only after success: torn down by a failing process, the group fails the others first, and their
     # "connection closed" hides the reason.
     dist.destroy_process_group()
