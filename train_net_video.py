@@ -27,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 import detectron2_fallback
 from dvis.checkpoint import load_weights
 from dvis.cli import clear_errors
-from dvis.data import check_datasets
+from dvis.data import check_datasets, use_custom_datasets
 from dvis.engine import VideoTrainer, launch_program
 from dvis.engine.launch import use_available_device
 
@@ -39,6 +39,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     use_available_device(cfg)
     logger.info("detectron2: %s", detectron2_fallback.which())
+    use_custom_datasets(cfg)
     check_datasets(cfg, training=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)

@@ -30,6 +30,7 @@ from torch import Tensor
 from dvis.checkpoint import load_weights
 from dvis.config import load_config
 from dvis.data.augmentation import shortest_edge_size
+from dvis.data.custom import use_custom_datasets
 from dvis.inference.engine import Prediction, StreamState
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.video_io import open_video
@@ -141,6 +142,7 @@ class VideoSegmenter:
             cfg.MODEL.DEVICE = device
         elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
+        use_custom_datasets(cfg)
         model: Any = build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS if weights is None else weights, complete=True)
         return cls(

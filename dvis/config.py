@@ -52,6 +52,23 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.DATASETS.DATASET_RATIO = [1.0]
     # Whether a set's categories are mapped to those of the last training set.
     cfg.DATASETS.DATASET_NEED_MAP = [False]
+    # (ours) The user's own data sets, see datasets/README.md: names to use in TRAIN and TEST, then lists with
+    # one entry per name. Paths are absolute, or relative to the folder in DETECTRON2_DATASETS.
+    custom = cfg.DATASETS.CUSTOM = CfgNode()
+    custom.NAMES = []
+    # video_instance, image_instance, video_panoptic, image_panoptic or video_semantic.
+    custom.TYPES = []
+    # Annotation file: JSON as in YouTube-VIS, COCO, VIPSeg or COCO panoptic, or VSPW's list of videos.
+    custom.ANNOTATIONS = []
+    # Folder of the images; VSPW: of the videos.
+    custom.IMAGES = []
+    # Folder of panoptic PNGs, "" for other data; [] if there are none at all.
+    custom.MASKS = []
+    # JSON file with the categories; "" or [] takes them from the annotation file.
+    custom.CATEGORIES = []
+    # Whether MODEL.SEM_SEG_HEAD.NUM_CLASSES is set to the number of classes of the last training set, if this
+    # is one of NAMES. False: the configured number must be it.
+    custom.SET_NUM_CLASSES = True
 
 
 def _add_input(cfg: CfgNode) -> None:

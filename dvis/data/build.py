@@ -132,8 +132,9 @@ def check_datasets(cfg: CfgNode, training: bool = True) -> None:
 
     Raises:
         KeyError: for a data set that is not known; suggests a name.
-        ValueError: for lists of different lengths, a kind that is not the data set's, or a number of classes
-            that is not that of the model.
+        ValueError: for lists of different lengths, a kind that is not the data set's, a number of classes
+            that is not that of the model, or a custom data set that cannot be evaluated or has other classes
+            than the last training set.
         MissingDataError: if a file or folder is missing.
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if training else [*cfg.DATASETS.TEST]
@@ -150,6 +151,7 @@ def check_datasets(cfg: CfgNode, training: bool = True) -> None:
                     f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, "
                     f"but {target.name} has {num_classes} classes"
                 )
+    _check_custom(cfg, training)
     for name in names:
         if name in DATASETS:
             DATASETS[name].check_files()
@@ -163,6 +165,25 @@ def _check_name(name: str) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise KeyError(f"data set {name!r} is not known; {hint}")
+
+
+def _check_custom(cfg: CfgNode, training: bool) -> None:
+    """Check what is known of published data sets, but not of the user's own."""
+    target = DATASETS.get(cfg.DATASETS.TRAIN[-1]) if cfg.DATASETS.TRAIN else None
+    mapped = zip(cfg.DATASETS.TRAIN, cfg.DATASETS.DATASET_NEED_MAP, strict=False)
+    same = [name for name, need_map in mapped if training and not need_map]
+    for name in (*same, *cfg.DATASETS.TEST):
+        spec = DATASETS.get(name)
+        if spec is None or not spec.rows:
+            continue
+        if name in cfg.DATASETS.TEST and not spec.evaluator:
+            raise ValueError(f"DATASETS.TEST: there is no evaluation of {name}, which is {spec.kind}")
+        if target is not None and spec.class_names() != target.class_names():
+            raise ValueError(
+                f"{name} has other classes than {target.name}, the last of DATASETS.TRAIN: "
+                f"{', '.join(spec.class_names())} instead of {', '.join(target.class_names())}. Give both "
+                "the same DATASETS.CUSTOM.CATEGORIES, or map a training set (DATASETS.DATASET_NEED_MAP)"
+            )
 
 
 def _check_foreign_files(name: str) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ __all__ = [
     "load_semantic_videos",
     "load_video_instances",
     "register_dataset",
+    "require_path",
 ]
 
 KINDS = ("video_instance", "video_panoptic", "video_semantic", "image_instance", "image_panoptic")
@@ -68,6 +69,8 @@ class DatasetSpec:
         masks: folder of panoptic PNGs.
         evaluator: name of the evaluation protocol, "" if there is none.
         how_to_get: what to do when files are missing.
+        rows: the category table itself, where it is none of ``dvis.data.categories``; ``categories`` then
+            says which file it is from.
     """
 
     name: str
@@ -78,6 +81,7 @@ class DatasetSpec:
     masks: str = ""
     evaluator: str = ""
     how_to_get: str = "see datasets/README.md"
+    rows: tuple[dict[str, Any], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -99,14 +103,7 @@ class DatasetSpec:
         """Raise `MissingDataError` if the annotation file or a folder is missing."""
         paths = [self.annotation_path, self.image_root] + ([self.mask_root] if self.masks else [])
         for path in paths:
-            if not path.exists():
-                value = os.environ.get(ROOT_VARIABLE)
-                state = f"is {value}" if value else "is not set, which means ./datasets"
-                raise MissingDataError(
-                    f"data set {self.name}: {path.absolute()} is missing. Data sets are looked for below the "
-                    f"folder in the environment variable {ROOT_VARIABLE} (it {state}). "
-                    f"To get it: {self.how_to_get}"
-                )
+            require_path(path, self.name, self.how_to_get)
 
     def load(self) -> list[Record]:
         """Load the records.
@@ -136,9 +133,18 @@ class DatasetSpec:
     def class_map_to(self, target: DatasetSpec) -> dict[int, int]:
         """Class index of the target for each class of this data set that has one there.
 
+        The user's own data sets are mapped by the names of the classes.
+
         Raises:
             ValueError: if there is no mapping between the two category tables.
         """
+        if self.rows or target.rows:
+            index_of_name = {name: index for index, name in enumerate(target.class_names())}
+            names = enumerate(self.class_names())
+            mapping = {index: index_of_name[name] for index, name in names if name in index_of_name}
+            if not mapping:
+                raise ValueError(f"{self.name} and {target.name} have no class name in common")
+            return mapping
         if self.categories == target.categories:
             return {index: index for index in self.class_of_id().values()}
         if self.categories != "coco_panoptic":
@@ -178,13 +184,14 @@ class DatasetSpec:
 
     @property
     def _index_key(self) -> str:
-        if self.categories == "coco_panoptic":
+        if self.categories == "coco_panoptic" and not self.rows:
             return "thing_contiguous_id" if self.kind.endswith("instance") else "panoptic_contiguous_id"
         return "contiguous_id" if self.kind.endswith("instance") else "contiguous_id_things_first"
 
     def _rows(self) -> list[dict[str, Any]]:
         """Categories that belong to this kind of data, by class index."""
-        rows = [row for row in load_categories(self.categories) if self._index_key in row]
+        table = self.rows or load_categories(self.categories)
+        rows = [row for row in table if self._index_key in row]
         return sorted(rows, key=lambda row: row[self._index_key])
 
 
@@ -195,6 +202,18 @@ DATASETS: dict[str, DatasetSpec] = {}
 def data_root() -> Path:
     """The folder that holds all data sets."""
     return Path(os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
+
+
+def require_path(path: Path, name: str, how_to_get: str) -> None:
+    """Raise `MissingDataError` if a file or folder of the data set ``name`` is missing."""
+    if not path.exists():
+        value = os.environ.get(ROOT_VARIABLE)
+        state = f"is {value}" if value else "is not set, which means ./datasets"
+        raise MissingDataError(
+            f"data set {name}: {path.absolute()} is missing. Data sets are looked for below the "
+            f"folder in the environment variable {ROOT_VARIABLE} (it {state}). "
+            f"To get it: {how_to_get}"
+        )
 
 
 def register_dataset(spec: DatasetSpec) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dvis.data.files import read_json, write_json
-from dvis.data.rle import encode_mask, rle_areas
+from dvis.data.rle import encode_mask, rle_areas, to_rle
 from dvis.evaluation.evaluator import VideoEvaluator
 from dvis.evaluation.metrics.video_ap import Protocol, VideoAPResult, evaluate_video_ap
 from dvis.evaluation.scoring import instance_numbers
@@ -42,7 +42,8 @@ class YTVISEvaluator(VideoEvaluator):
 
     Args:
         dataset_name: for messages.
-        annotation_path: annotation file of the split; its ``annotations`` may be missing or null.
+        annotation_path: annotation file of the split; its ``annotations`` may be missing or null. Images in
+            COCO form are videos of one frame.
         id_of_class: dataset category id of each class index.
         protocol: ``ytvis`` or ``ovis``.
         output_dir: folder of ``results.json``; None writes nothing.
@@ -106,9 +107,10 @@ class YTVISEvaluator(VideoEvaluator):
         return {path.name: path}
 
     def score(self, results: Mapping[Any, Any]) -> dict[str, dict[str, float]] | None:
-        ground_truth = read_json(self.annotation_path)
-        if not ground_truth.get("annotations"):
+        content = read_json(self.annotation_path)
+        if not content.get("annotations"):
             return None
+        ground_truth = _as_videos(content)
         missing = len({video["id"] for video in ground_truth["videos"]} - results.keys())
         if missing:
             logger.warning("%s: %d videos have no results and count as empty.", self.dataset_name, missing)
@@ -116,6 +118,25 @@ class YTVISEvaluator(VideoEvaluator):
         self.save_numbers(instance_numbers(result))
         logger.info("%s:\n%s", self.dataset_name, "\n".join(result.printed_rows()))
         return {"segm": _report(result)}
+
+
+def _as_videos(content: dict[str, Any]) -> dict[str, Any]:
+    """Ground truth with all that YouTube-VIS has: COCO's images become videos of one frame, and areas and
+    crowd flags that are missing are filled in.
+    """
+    videos = content["videos"] if "videos" in content else content["images"]
+    sizes = {video["id"]: (video["height"], video["width"]) for video in videos}
+    annotations = []
+    for given in content["annotations"]:
+        annotation = {"iscrowd": 0, **given}
+        if "videos" not in content:
+            annotation |= {"video_id": given["image_id"], "segmentations": [given["segmentation"]]}
+            annotation |= {"areas": [given["area"]]} if "area" in given else {}
+        if "areas" not in annotation:
+            codes = [to_rle(mask, *sizes[annotation["video_id"]]) for mask in annotation["segmentations"]]
+            annotation["areas"] = [float(rle_areas([code])[0]) if code else None for code in codes]
+        annotations.append(annotation)
+    return {**content, "videos": videos, "annotations": annotations}
 
 
 def _in_order(results: Mapping[Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -190,7 +190,8 @@ class VideoModel(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": settings.SIZE_DIVISIBILITY,
             "inference": InferenceSettings.from_config(cfg),
-            "metadata": _metadata((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)),
+            # Of several training sets the last one's classes are learned.
+            "metadata": _metadata((*reversed(cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)),
             "deep_supervision": settings.DEEP_SUPERVISION,
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
             "non_finite": cfg.SOLVER.NON_FINITE,
