@@ -143,14 +143,19 @@ def check_datasets(cfg: CfgNode, training: bool = True) -> None:
     if training:
         if not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: there is nothing to train on")
-        if all(name in DATASETS for name in cfg.DATASETS.TRAIN):
-            target = _training_specs(cfg)[-1]
-            num_classes = len(target.class_names())
-            if num_classes != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-                raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, "
-                    f"but {target.name} has {num_classes} classes"
-                )
+        foreign = [name for name in cfg.DATASETS.TRAIN if name not in DATASETS]
+        if foreign:
+            raise ValueError(
+                f"{foreign[0]} cannot be trained on here: it is detectron2's, not one of datasets/README.md. "
+                "Images train as pseudo videos, through a coco2... set or DATASETS.CUSTOM"
+            )
+        target = _training_specs(cfg)[-1]
+        num_classes = len(target.class_names())
+        if num_classes != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, "
+                f"but {target.name} has {num_classes} classes"
+            )
     _check_custom(cfg, training)
     for name in names:
         if name in DATASETS:

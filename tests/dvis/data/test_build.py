@@ -187,6 +187,8 @@ def test_missing_data_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_datasets(config())
     with pytest.raises(MissingDataError, match="instances_val2017"):
         check_datasets(config("DATASETS.TEST", ("coco_2017_val",)), training=False)
+    with pytest.raises(ValueError, match="coco_2017_train cannot be trained on here"):
+        check_datasets(config("DATASETS.TRAIN", ("coco_2017_train",)))
 
 
 def test_sampler_of_detectron2_is_not_replaced_silently(toy_data: Path) -> None:
