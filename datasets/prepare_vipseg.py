@@ -9,32 +9,25 @@ A stopped conversion continues when the command is repeated.
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvis.cli import clear_errors
 from dvis.data.prepare import convert_vipseg
+from dvis.data.prepare.program import run_conversion
 
 
 def main(arguments: list[str] | None = None) -> None:
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    description = __doc__.splitlines()[0]
+    run_conversion(
+        convert_vipseg,
+        description,
+        source="VIPSeg",
+        target="VIPSeg/VIPSeg_720P",
+        height=720,
+        arguments=arguments,
     )
-    parser.add_argument("--source", type=Path, default=root / "VIPSeg", help="folder as published")
-    parser.add_argument("--target", type=Path, default=root / "VIPSeg/VIPSeg_720P", help="folder to write")
-    parser.add_argument("--height", type=int, default=720, help="of the converted frames, in pixels")
-    parser.add_argument("--workers", type=int, default=None, help="processes; one per core if not given")
-    parser.add_argument("--force", action="store_true", help="convert again what is complete")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with clear_errors():
-        convert_vipseg(options.source, options.target, options.height, options.workers, options.force)
 
 
 if __name__ == "__main__":
