@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -41,10 +42,13 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     comm.synchronize()
     result = main(args)
-    comm.synchronize()  # nobody leaves while another still talks
     # Only after success: torn down by a failing process, the group fails the others first, and their
-    # "connection closed" hides the reason.
+    # "connection closed" hides the reason. Nobody leaves while another still talks, and the groups, with their
+    # threads, are gone before the interpreter ends: one that lives until then can abort the process.
+    comm.synchronize()
+    comm._LOCAL_PROCESS_GROUP = None
     dist.destroy_process_group()
+    gc.collect()
     return result
 
 

@@ -111,4 +111,4 @@ def _distributed_worker(
     comm.synchronize()
     main_func(*args)
     # Not after an exception: the others would fail for want of a connection and hide the reason.
-    dist.destroy_process_group()
+    comm._leave_process_groups()

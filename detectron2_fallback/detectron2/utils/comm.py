@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,19 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         group = dist.new_group(ranks)  # a collective call, also for the groups of other machines
         if get_rank() in ranks:
             _LOCAL_PROCESS_GROUP = group
+
+
+def _leave_process_groups() -> None:
+    """Take leave of the others after success, for :func:`detectron2.engine.launch`.
+
+    Nobody leaves while another still talks, and the groups, with their threads, are gone before the
+    interpreter ends: a group that lives until then can abort the process.
+    """
+    global _LOCAL_PROCESS_GROUP
+    synchronize()
+    _LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def get_local_process_group() -> dist.ProcessGroup:
