@@ -52,6 +52,10 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.DATASETS.DATASET_RATIO = [1.0]
     # Whether a set's categories are mapped to those of the last training set.
     cfg.DATASETS.DATASET_NEED_MAP = [False]
+    # (ours) Training clips that may be replaced by others because they cannot be made: number of different
+    # faults (missing or broken files, broken annotations, loading processes that died) per process and start
+    # of the program. 0: training stops at the first. Every fault is logged.
+    cfg.DATALOADER.MAX_FAULTS = 0
     # (ours) The user's own data sets, see datasets/README.md: names to use in TRAIN and TEST, then lists with
     # one entry per name. Paths are absolute, or relative to the folder in DETECTRON2_DATASETS.
     custom = cfg.DATASETS.CUSTOM = CfgNode()

@@ -21,8 +21,10 @@ from detectron2.utils.file_io import PathManager
 from torch.utils.data import Dataset
 
 from dvis.data.datasets import DATASETS, DatasetSpec, get_spec
-from dvis.data.errors import MissingDataError
+from dvis.data.errors import BrokenDataError, MissingDataError
+from dvis.data.faults import FaultTolerantLoader, WorkerBoard, first_intact, raise_noted
 from dvis.data.mapper import ClipMapper, VideoMapper, clip_mapper_from_config
+from dvis.data.readers import describe
 from dvis.data.samplers import ClipKey, ClipStream
 
 __all__ = ["ClipDataset", "build_test_loader", "build_train_loader", "check_datasets"]
@@ -35,11 +37,21 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     Args:
         sources: per data set its records and the mapper that makes a clip of one.
+        max_faults: how many clips may be replaced because they cannot be made, see ``dvis.data.faults``.
+        board: where to note what is being read.
     """
 
-    def __init__(self, sources: Sequence[tuple[Sequence[dict[str, Any]], ClipMapper]]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[tuple[Sequence[dict[str, Any]], ClipMapper]],
+        max_faults: int = 0,
+        board: WorkerBoard | None = None,
+    ) -> None:
         # Records are kept serialised, so that worker processes share their memory.
         self.sources = [(DatasetFromList(list(records), copy=False), mapper) for records, mapper in sources]
+        self.max_faults = max_faults
+        self.board = board or WorkerBoard(0)
+        self.given_up: set[tuple[int, int]] = set()
 
     @property
     def sizes(self) -> list[int]:
@@ -50,7 +62,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: ClipKey) -> dict[str, Any]:
         records, mapper = self.sources[key.dataset]
-        return mapper(records[key.video], np.random.default_rng(key.seed))
+
+        def make(video: int, rng: np.random.Generator) -> dict[str, Any]:
+            if (key.dataset, video) in self.given_up:
+                raise BrokenDataError(f"{self.describe(key.dataset, video)}: two processes died on it")
+            self.board.note(key.dataset, video)
+            raise_noted(records[video])
+            return mapper(records[video], rng)
+
+        return first_intact(make, key.video, len(records), key.seed, self.max_faults)
+
+    def describe(self, dataset: int, video: int) -> str:
+        """Name a video for messages."""
+        return describe(self.sources[dataset][0][video])
+
+    def give_up(self, dataset: int, video: int) -> None:
+        """Read this video no more, in processes that start from now on."""
+        self.given_up.add((dataset, video))
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
@@ -66,33 +94,39 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[
     Raises:
         KeyError: for a data set that is not known.
         ValueError: for settings that do not fit, see :func:`check_datasets`.
-        MissingDataError, BrokenDataError: see ``DatasetSpec.load``.
+        MissingDataError, BrokenDataError: see ``DatasetSpec.load``. When batches are drawn,
+            ``TooManyFaultsError`` if more than ``DATALOADER.MAX_FAULTS`` things are wrong with the data.
     """
     specs = _training_specs(cfg)
+    max_faults = cfg.DATALOADER.MAX_FAULTS
     sources = []
     for spec, need_map in zip(specs, cfg.DATASETS.DATASET_NEED_MAP, strict=True):
         class_map = spec.class_map_to(specs[-1]) if need_map else None
         mapper = clip_mapper_from_config(cfg, spec.kind, spec.reader(), class_map)
-        sources.append((_trainable(cfg, spec, spec.load(), class_map), mapper))
-    dataset = ClipDataset(sources)
+        records = spec.load(tolerant=max_faults > 0)
+        sources.append((_trainable(cfg, spec, records, class_map), mapper))
+    board = WorkerBoard(cfg.DATALOADER.NUM_WORKERS)
+    dataset = ClipDataset(sources, max_faults, board)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler, got {cfg.DATALOADER.SAMPLER_TRAIN!r}"
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    stream = ClipStream(
-        dataset.sizes, cfg.DATASETS.DATASET_RATIO, seed, start=start_iter * cfg.SOLVER.IMS_PER_BATCH
-    )
     for spec, size in zip(specs, dataset.sizes, strict=True):
         logger.info("Training on %s: %d videos", spec.name, size)
-    return build_detection_train_loader(
-        dataset=dataset,
-        mapper=None,
-        sampler=stream,
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=False,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+
+    def load(start_iter: int) -> Iterable[list[dict[str, Any]]]:
+        start = start_iter * cfg.SOLVER.IMS_PER_BATCH
+        return build_detection_train_loader(
+            dataset=dataset,
+            mapper=None,
+            sampler=ClipStream(dataset.sizes, cfg.DATASETS.DATASET_RATIO, seed, start=start),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=False,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    return FaultTolerantLoader(load, start_iter, max_faults, board, dataset.describe, dataset.give_up)
 
 
 def build_test_loader(
@@ -227,11 +261,12 @@ def _trainable(
     """Records that can be trained on: with frames, with ground truth and, if configured, with objects."""
     key = {"instance": "annotations", "panoptic": "segments_infos", "semantic": "sem_seg_file_names"}
     wanted = key[spec.kind.split("_")[1]]
-    kept = [record for record in records if record["length"] and wanted in record]
+    # Videos that are known to be broken stay, so that they are counted when their turn comes.
+    kept = [record for record in records if "fault" in record or (record["length"] and wanted in record)]
     if records and not kept:
         raise ValueError(f"data set {spec.name} has no ground truth to train on ({spec.annotation_path})")
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and wanted == "annotations":
-        kept = [record for record in kept if _has_object(record, class_map)]
+        kept = [record for record in kept if "fault" in record or _has_object(record, class_map)]
     if len(kept) < len(records):
         logger.info("%s: %d videos without objects left out", spec.name, len(records) - len(kept))
     return kept

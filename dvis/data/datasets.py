@@ -23,8 +23,10 @@ Source: data set formats as published by the benchmarks.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ from dvis.data.categories import load_categories, load_mapping
 from dvis.data.errors import BrokenDataError, MissingDataError
 from dvis.data.files import read_json
 from dvis.data.readers import AnnotationReader, read_instances, read_panoptic, semantic_reader
+from dvis.data.toy.scene import LEVELS as TOY_LEVELS
+from dvis.data.toy.scene import toy_name
 
 __all__ = [
     "DATASETS",
@@ -105,15 +109,19 @@ class DatasetSpec:
         for path in paths:
             require_path(path, self.name, self.how_to_get)
 
-    def load(self) -> list[Record]:
+    def load(self, tolerant: bool = False) -> list[Record]:
         """Load the records.
+
+        Args:
+            tolerant: keep videos whose annotations are broken, with what is wrong as ``fault``, instead of
+                raising it. Files that are broken as a whole are errors in any case.
 
         Raises:
             MissingDataError: if a file or folder is missing; says where it was expected and how to get it.
             BrokenDataError: if the annotations are not what they should be.
         """
         self.check_files()
-        return _LOADERS[self.kind](self)
+        return _LOADERS[self.kind](self, tolerant)
 
     def class_of_id(self) -> dict[int, int]:
         """Class index of each category id of the annotation file."""
@@ -241,13 +249,16 @@ def get_spec(name: str) -> DatasetSpec:
 # ---- loaders
 
 
-def load_video_instances(json_path: Path, image_root: Path, class_of_id: Mapping[int, int]) -> list[Record]:
+def load_video_instances(
+    json_path: Path, image_root: Path, class_of_id: Mapping[int, int], tolerant: bool = False
+) -> list[Record]:
     """Videos with tracks, in YouTube-VIS or OVIS form. ``annotations`` may be missing or null.
 
     Args:
         json_path: annotation file.
         image_root: folder to which the file names are relative.
         class_of_id: class index of each category id.
+        tolerant: see ``DatasetSpec.load``.
 
     Raises:
         BrokenDataError: for an unknown category or video, or lists of a wrong length; names file, video,
@@ -257,79 +268,67 @@ def load_video_instances(json_path: Path, image_root: Path, class_of_id: Mapping
     has_annotations = content.get("annotations") is not None
     records: dict[Any, Record] = {}
     for video in content["videos"]:
-        where = f"{json_path}, video {video.get('id', '?')}"
-        _require(video, ("id", "file_names", "height", "width"), where)
-        records[video["id"]] = {
-            "video_id": video["id"],
-            "source": str(json_path),
-            "file_names": [str(image_root / name) for name in video["file_names"]],
-            "length": len(video["file_names"]),
-            "height": video["height"],
-            "width": video["width"],
-            **({"annotations": []} if has_annotations else {}),
-        }
-    for annotation in content.get("annotations") or []:
-        where = (
-            f"{json_path}, video {annotation.get('video_id', '?')}, annotation {annotation.get('id', '?')}"
-        )
-        _require(annotation, ("id", "video_id", "category_id", "segmentations"), where)
-        if annotation["video_id"] not in records:
-            raise BrokenDataError(f"{where}: there is no such video")
-        record = records[annotation["video_id"]]
-        masks = annotation["segmentations"]
-        boxes = annotation.get("bboxes") or [True] * len(masks)
-        if not len(masks) == len(boxes) == record["length"]:
-            raise BrokenDataError(
-                f"{where}: {len(masks)} segmentations and {len(boxes)} boxes for {record['length']} frames"
+        where = f"{json_path}, video {_name(video, 'id')}"
+        with _entry(where):
+            _require(video, ("id", "file_names", "height", "width"), where)
+            _add(
+                records, _record(json_path, video, [image_root / name for name in video["file_names"]]), where
             )
-        record["annotations"].append(
-            {
-                "id": annotation["id"],
-                "category_id": _class_index(annotation["category_id"], class_of_id, where),
-                "iscrowd": annotation.get("iscrowd", 0),
-                # An object is visible where it has both.
-                "segmentations": [mask if box else None for mask, box in zip(masks, boxes, strict=True)],
-            }
-        )
+    for record in records.values() if has_annotations else ():
+        record["annotations"] = []
+    for annotation in content.get("annotations") or []:
+        video_id = _name(annotation, "video_id")
+        where = f"{json_path}, video {video_id}, annotation {_name(annotation, 'id')}"
+        with _entry(where):
+            _require(annotation, ("id", "video_id", "category_id", "segmentations"), where)
+            if annotation["video_id"] not in records:
+                raise BrokenDataError(f"{where}: there is no such video")
+        record = records[annotation["video_id"]]
+        with _entry(where, record if tolerant else None):
+            masks = annotation["segmentations"]
+            boxes = annotation.get("bboxes") or [True] * len(masks)
+            if not len(masks) == len(boxes) == record["length"]:
+                counts = f"{len(masks)} segmentations and {len(boxes)} boxes"
+                raise BrokenDataError(f"{where}: {counts} for {record['length']} frames")
+            # An object is visible where it has both.
+            visible = [mask if box else None for mask, box in zip(masks, boxes, strict=True)]
+            record["annotations"].append(_annotation(annotation, visible, class_of_id, where))
     return list(records.values())
 
 
-def load_image_instances(json_path: Path, image_root: Path, class_of_id: Mapping[int, int]) -> list[Record]:
+def load_image_instances(
+    json_path: Path, image_root: Path, class_of_id: Mapping[int, int], tolerant: bool = False
+) -> list[Record]:
     """Images with objects in COCO form, as videos of one frame; see :func:`load_video_instances`."""
     content = _read_object(json_path, ("images",))
     has_annotations = content.get("annotations") is not None
     records: dict[Any, Record] = {}
     for image in content["images"]:
-        _require(image, ("id", "file_name", "height", "width"), f"{json_path}, image {image.get('id', '?')}")
-        records[image["id"]] = {
-            "video_id": image["id"],
-            "source": str(json_path),
-            "file_names": [str(image_root / image["file_name"])],
-            "length": 1,
-            "height": image["height"],
-            "width": image["width"],
-            **({"annotations": []} if has_annotations else {}),
-        }
+        where = f"{json_path}, image {_name(image, 'id')}"
+        with _entry(where):
+            _require(image, ("id", "file_name", "height", "width"), where)
+            _add(records, _record(json_path, image, [image_root / image["file_name"]]), where)
+    for record in records.values() if has_annotations else ():
+        record["annotations"] = []
     for annotation in content.get("annotations") or []:
-        where = (
-            f"{json_path}, image {annotation.get('image_id', '?')}, annotation {annotation.get('id', '?')}"
-        )
-        _require(annotation, ("id", "image_id", "category_id", "segmentation"), where)
-        if annotation["image_id"] not in records:
-            raise BrokenDataError(f"{where}: there is no such image")
-        records[annotation["image_id"]]["annotations"].append(
-            {
-                "id": annotation["id"],
-                "category_id": _class_index(annotation["category_id"], class_of_id, where),
-                "iscrowd": annotation.get("iscrowd", 0),
-                "segmentations": [annotation["segmentation"]],
-            }
-        )
+        where = f"{json_path}, image {_name(annotation, 'image_id')}, annotation {_name(annotation, 'id')}"
+        with _entry(where):
+            _require(annotation, ("id", "image_id", "category_id", "segmentation"), where)
+            if annotation["image_id"] not in records:
+                raise BrokenDataError(f"{where}: there is no such image")
+        record = records[annotation["image_id"]]
+        with _entry(where, record if tolerant else None):
+            masks = [annotation["segmentation"]]
+            record["annotations"].append(_annotation(annotation, masks, class_of_id, where))
     return list(records.values())
 
 
 def load_panoptic_videos(
-    json_path: Path, image_root: Path, mask_root: Path, class_of_id: Mapping[int, int]
+    json_path: Path,
+    image_root: Path,
+    mask_root: Path,
+    class_of_id: Mapping[int, int],
+    tolerant: bool = False,
 ) -> list[Record]:
     """Videos with colour-coded segments, in VIPSeg form.
 
@@ -338,70 +337,90 @@ def load_panoptic_videos(
         image_root: folder with ``<video>/<frame>.jpg``.
         mask_root: folder with ``<video>/<frame>.png``.
         class_of_id: class index of each category id.
+        tolerant: see ``DatasetSpec.load``.
 
     Raises:
         BrokenDataError: for an unknown category, or videos and annotations that do not fit; names file and
             video.
     """
     content = _read_object(json_path, ("videos", "annotations"))
-    frames_of = {entry["video_id"]: entry["annotations"] for entry in content["annotations"]}
-    records = []
+    frames_of: dict[Any, Any] = {}
+    for entry in content["annotations"]:
+        where = f"{json_path}, video {_name(entry, 'video_id')}"
+        with _entry(where):
+            _require(entry, ("video_id", "annotations"), where)
+            frames_of[entry["video_id"]] = entry["annotations"]
+    records: dict[Any, Record] = {}
     for video in content["videos"]:
-        name = video["video_id"]
-        where = f"{json_path}, video {name}"
-        images, frames = video["images"], frames_of.get(name)
-        if frames is None or len(frames) != len(images):
-            found = "no" if frames is None else len(frames)
-            raise BrokenDataError(f"{where}: {len(images)} images, {found} annotated frames")
-        records.append(
-            {
-                "video_id": name,
-                "source": str(json_path),
-                # Published files name the images like the masks.
-                "file_names": [str((image_root / name / i["file_name"]).with_suffix(".jpg")) for i in images],
-                "length": len(images),
-                "height": images[0]["height"] if images else 0,
-                "width": images[0]["width"] if images else 0,
-                "pan_seg_file_names": [str(mask_root / name / frame["file_name"]) for frame in frames],
-                "segments_infos": [_segments(frame, class_of_id, where) for frame in frames],
-            }
-        )
-    return records
+        where = f"{json_path}, video {_name(video, 'video_id')}"
+        with _entry(where):
+            _require(video, ("video_id", "images"), where)
+            name, images = video["video_id"], video["images"]
+            # Published files name the images like the masks.
+            files = [(image_root / name / image["file_name"]).with_suffix(".jpg") for image in images]
+            first = images[0] if images else {"height": 0, "width": 0}
+            record = _record(
+                json_path, {"id": name, "height": first["height"], "width": first["width"]}, files
+            )
+            _add(records, record, where)
+        with _entry(where, record if tolerant else None):
+            frames = frames_of.get(name)
+            if frames is None or len(frames) != len(images):
+                found = "no" if frames is None else len(frames)
+                raise BrokenDataError(f"{where}: {len(images)} images, {found} annotated frames")
+            record["pan_seg_file_names"] = [str(mask_root / name / frame["file_name"]) for frame in frames]
+            record["segments_infos"] = [_segments(frame, class_of_id, where) for frame in frames]
+    return list(records.values())
 
 
 def load_panoptic_images(
-    json_path: Path, image_root: Path, mask_root: Path, class_of_id: Mapping[int, int]
+    json_path: Path,
+    image_root: Path,
+    mask_root: Path,
+    class_of_id: Mapping[int, int],
+    tolerant: bool = False,
 ) -> list[Record]:
     """Images with colour-coded segments, in COCO form, as videos of one frame without a size."""
     content = _read_object(json_path, ("annotations",))
-    return [
-        {
-            "video_id": entry["image_id"],
-            "source": str(json_path),
-            "file_names": [str((image_root / entry["file_name"]).with_suffix(".jpg"))],
-            "length": 1,
-            "pan_seg_file_names": [str(mask_root / entry["file_name"])],
-            "segments_infos": [_segments(entry, class_of_id, f"{json_path}, image {entry['image_id']}")],
-        }
-        for entry in content["annotations"]
-    ]
+    records: dict[Any, Record] = {}
+    for entry in content["annotations"]:
+        where = f"{json_path}, image {_name(entry, 'image_id')}"
+        with _entry(where):
+            _require(entry, ("image_id", "file_name", "segments_info"), where)
+            record = {
+                "video_id": entry["image_id"],
+                "source": str(json_path),
+                "file_names": [str((image_root / entry["file_name"]).with_suffix(".jpg"))],
+                "length": 1,
+                "pan_seg_file_names": [str(mask_root / entry["file_name"])],
+            }
+            _add(records, record, where)
+        with _entry(where, record if tolerant else None):
+            record["segments_infos"] = [_segments(entry, class_of_id, where)]
+    return list(records.values())
 
 
-def load_semantic_videos(list_path: Path, video_root: Path) -> list[Record]:
+def load_semantic_videos(list_path: Path, video_root: Path, tolerant: bool = False) -> list[Record]:
     """Videos with label maps, in VSPW form: ``<video>/origin/<frame>.jpg`` and ``<video>/mask/<frame>.png``.
 
     Args:
         list_path: text file with one video per line.
         video_root: folder of the videos.
+        tolerant: see ``DatasetSpec.load``.
 
     Raises:
+        BrokenDataError: if the list is not text.
         MissingDataError: if a listed video has no images.
     """
     records = []
-    for name in list_path.read_text(encoding="utf-8").split():
+    try:
+        names = list_path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise BrokenDataError(f"{list_path} is not a text file: {error}") from error
+    for name in names:
         images = sorted((video_root / name / "origin").glob("*.jpg"))
-        if not images:
-            raise MissingDataError(f"{list_path}, video {name}: no images in {video_root / name / 'origin'}")
+        if not images and not tolerant:
+            raise MissingDataError(_no_images(list_path, name, video_root))
         mask_root = video_root / name / "mask"
         record = {
             "video_id": name,
@@ -409,10 +428,45 @@ def load_semantic_videos(list_path: Path, video_root: Path) -> list[Record]:
             "file_names": [str(image) for image in images],
             "length": len(images),
         }
+        if not images:
+            record["fault"] = _no_images(list_path, name, video_root)
         if mask_root.exists():
             record["sem_seg_file_names"] = [str(mask_root / f"{image.stem}.png") for image in images]
         records.append(record)
     return records
+
+
+def _no_images(list_path: Path, name: str, video_root: Path) -> str:
+    return f"{list_path}, video {name}: no images in {video_root / name / 'origin'}"
+
+
+def _record(source: Path, entry: Mapping[str, Any], files: Sequence[Path]) -> Record:
+    """The record of a video whose size is known."""
+    return {
+        "video_id": entry["id"],
+        "source": str(source),
+        "file_names": [str(file) for file in files],
+        "length": len(files),
+        "height": _pixels(entry["height"], "height"),
+        "width": _pixels(entry["width"], "width"),
+    }
+
+
+def _add(records: dict[Any, Record], record: Record, where: str) -> None:
+    if record["video_id"] in records:
+        raise BrokenDataError(f"{where}: the id is there twice")
+    records[record["video_id"]] = record
+
+
+def _annotation(
+    entry: Mapping[str, Any], masks: list[Any], class_of_id: Mapping[int, int], where: str
+) -> dict[str, Any]:
+    return {
+        "id": entry["id"],
+        "category_id": _class_index(entry["category_id"], class_of_id, where),
+        "iscrowd": entry.get("iscrowd", 0),
+        "segmentations": masks,
+    }
 
 
 def _segments(entry: Mapping[str, Any], class_of_id: Mapping[int, int], where: str) -> list[dict[str, Any]]:
@@ -428,7 +482,7 @@ def _segments(entry: Mapping[str, Any], class_of_id: Mapping[int, int], where: s
     ]
 
 
-def _class_index(category_id: int, class_of_id: Mapping[int, int], where: str) -> int:
+def _class_index(category_id: Any, class_of_id: Mapping[int, int], where: str) -> int:
     if category_id not in class_of_id:
         raise BrokenDataError(
             f"{where}: category {category_id} is not one of the data set's {sorted(class_of_id)}"
@@ -437,6 +491,7 @@ def _class_index(category_id: int, class_of_id: Mapping[int, int], where: str) -
 
 
 def _read_object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with lists under ``keys``, and under ``annotations`` a list, null or nothing."""
     try:
         content = read_json(path)
     except ValueError as error:
@@ -444,25 +499,68 @@ def _read_object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BrokenDataError(f"{path}: expected a JSON object with {', '.join(keys)}")
     _require(content, keys, str(path))
+    for key in {*keys, "annotations"}:
+        value = content.get(key)
+        if not isinstance(value, list) and (key in keys or value is not None):
+            raise BrokenDataError(f"{path}: {key} must be a list, not {type(value).__name__}")
     return content
 
 
-def _require(entry: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+def _require(entry: Any, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(entry, Mapping):
+        raise BrokenDataError(f"{where}: expected an object with {', '.join(keys)}, not {entry!s:.80}")
     missing = [key for key in keys if key not in entry]
     if missing:
         raise BrokenDataError(f"{where}: {', '.join(missing)} missing")
 
 
-_LOADERS: dict[str, Callable[[DatasetSpec], list[Record]]] = {
-    "video_instance": lambda s: load_video_instances(s.annotation_path, s.image_root, s.class_of_id()),
-    "image_instance": lambda s: load_image_instances(s.annotation_path, s.image_root, s.class_of_id()),
-    "video_panoptic": lambda s: load_panoptic_videos(
-        s.annotation_path, s.image_root, s.mask_root, s.class_of_id()
+def _name(entry: Any, key: str) -> Any:
+    """What an entry is called, for messages."""
+    return entry.get(key, "?") if isinstance(entry, Mapping) else "?"
+
+
+def _pixels(value: Any, key: str) -> int:
+    # Some files write 720.0.
+    if not isinstance(value, (int, float)) or value != value or value < 0 or value != int(value):
+        raise ValueError(f"the {key} is {value!s:.80}")
+    return int(value)
+
+
+@contextmanager
+def _entry(where: str, record: Record | None = None) -> Iterator[None]:
+    """Say which entry of a file is at fault, whatever is wrong with it.
+
+    Args:
+        where: name of the entry.
+        record: where to note the fault instead of raising it; it is raised when a clip of it is asked for.
+    """
+    try:
+        yield
+    except BrokenDataError as error:
+        fault = error
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        fault = BrokenDataError(f"{where}: not in the expected form ({type(error).__name__}: {error!s:.200})")
+    else:
+        return
+    if record is None:
+        raise fault
+    record.setdefault("fault", str(fault))
+
+
+_LOADERS: dict[str, Callable[[DatasetSpec, bool], list[Record]]] = {
+    "video_instance": lambda s, tolerant: load_video_instances(
+        s.annotation_path, s.image_root, s.class_of_id(), tolerant
     ),
-    "image_panoptic": lambda s: load_panoptic_images(
-        s.annotation_path, s.image_root, s.mask_root, s.class_of_id()
+    "image_instance": lambda s, tolerant: load_image_instances(
+        s.annotation_path, s.image_root, s.class_of_id(), tolerant
     ),
-    "video_semantic": lambda s: load_semantic_videos(s.annotation_path, s.image_root),
+    "video_panoptic": lambda s, tolerant: load_panoptic_videos(
+        s.annotation_path, s.image_root, s.mask_root, s.class_of_id(), tolerant
+    ),
+    "image_panoptic": lambda s, tolerant: load_panoptic_images(
+        s.annotation_path, s.image_root, s.mask_root, s.class_of_id(), tolerant
+    ),
+    "video_semantic": lambda s, tolerant: load_semantic_videos(s.annotation_path, s.image_root, tolerant),
 }
 
 
@@ -562,35 +660,37 @@ def _published() -> list[DatasetSpec]:
                 how_to_get=_COCO,
             )
         )
-    for split in ("train", "val"):
+    for level, split in itertools.product(TOY_LEVELS, ("train", "val")):
+        name = toy_name(level)
+        how = _TOY if name == "toy" else f"{_TOY} --level {level}"
         specs += [
             DatasetSpec(
-                f"toy_vis_{split}",
+                f"{name}_vis_{split}",
                 "video_instance",
                 "toy_vis",
-                f"toy/{split}.json",
-                f"toy/{split}/JPEGImages",
+                f"{name}/{split}.json",
+                f"{name}/{split}/JPEGImages",
                 evaluator="ovis",
-                how_to_get=_TOY,
+                how_to_get=how,
             ),
             DatasetSpec(
-                f"toy_vps_{split}",
+                f"{name}_vps_{split}",
                 "video_panoptic",
                 "toy_vps",
-                f"toy/vipseg/panoptic_gt_{split}.json",
-                "toy/vipseg/images",
-                "toy/vipseg/panomasksRGB",
+                f"{name}/vipseg/panoptic_gt_{split}.json",
+                f"{name}/vipseg/images",
+                f"{name}/vipseg/panomasksRGB",
                 evaluator="vps",
-                how_to_get=_TOY,
+                how_to_get=how,
             ),
             DatasetSpec(
-                f"toy_vss_{split}",
+                f"{name}_vss_{split}",
                 "video_semantic",
                 "toy_vps",
-                f"toy/vspw/{split}.txt",
-                "toy/vspw/data",
+                f"{name}/vspw/{split}.txt",
+                f"{name}/vspw/data",
                 evaluator="vss",
-                how_to_get=_TOY,
+                how_to_get=how,
             ),
         ]
     return specs
