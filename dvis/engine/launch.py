@@ -43,13 +43,21 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     comm.synchronize()
     result = main(args)
     # Only after success: torn down by a failing process, the group fails the others first, and their
-    # "connection closed" hides the reason. Nobody leaves while another still talks, and the groups, with their
-    # threads, are gone before the interpreter ends: one that lives until then can abort the process.
+    # "connection closed" hides the reason.
+    leave_process_groups()
+    return result
+
+
+def leave_process_groups() -> None:
+    """Leave the other processes, together with them.
+
+    Nobody leaves while another still talks, and the groups, with their threads, are gone before the interpreter
+    ends: a thread of gloo that lives until then can abort the process.
+    """
     comm.synchronize()
-    comm._LOCAL_PROCESS_GROUP = None
+    comm._LOCAL_PROCESS_GROUP = None  # the last reference, which would keep the threads
     dist.destroy_process_group()
     gc.collect()
-    return result
 
 
 def use_available_device(cfg: CfgNode) -> None:

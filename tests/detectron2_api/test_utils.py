@@ -337,6 +337,8 @@ def comm_worker(rank: int, folder: str) -> None:
         assert {k: v.item() for k, v in means.items()} == {"a": 5.0, "b": 1.5}
         assert {k: v.item() for k, v in sums.items()} == {"a": 10.0, "b": 3.0}
     check_sync_batch_norm(rank)
+    comm.synchronize()
+    comm._LOCAL_PROCESS_GROUP = None  # else its threads live until the interpreter ends, and can abort it
     dist.destroy_process_group()
 
 

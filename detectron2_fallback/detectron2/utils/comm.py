@@ -74,7 +74,7 @@ def _leave_process_groups() -> None:
     """Take leave of the others after success, for :func:`detectron2.engine.launch`.
 
     Nobody leaves while another still talks, and the groups, with their threads, are gone before the
-    interpreter ends: a group that lives until then can abort the process.
+    interpreter ends: a thread of gloo that lives until then can abort the process.
     """
     global _LOCAL_PROCESS_GROUP
     synchronize()

@@ -18,6 +18,7 @@ from torch import nn
 
 import dvis
 from dvis.engine import VideoTrainer
+from dvis.engine.launch import leave_process_groups
 from dvis.evaluation import VideoEvaluator, build_evaluator, fingerprint
 from tests.dvis.evaluation.perfect import Oracle
 
@@ -172,7 +173,7 @@ def evaluate_in_process(rank: int, address: str, root: str, output: str) -> None
         (Path(output) / "check.json").write_text(json.dumps({"results": results, "asked": asked}))
     else:
         assert results == {}
-    dist.destroy_process_group()
+    leave_process_groups()
 
 
 def test_two_processes_share_the_videos_and_write_once(toy: Path, tmp_path: Path) -> None:
