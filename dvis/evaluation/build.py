@@ -63,7 +63,13 @@ def _video(make: Callable[[DatasetSpec, dict[int, int], Path, bool], VideoEvalua
 def _instances(protocol: Protocol) -> Builder:
     return _video(
         lambda spec, ids, folder, packed: YTVISEvaluator(
-            spec.name, spec.annotation_path, ids, protocol, folder, zip_results=packed
+            spec.name,
+            spec.annotation_path,
+            ids,
+            protocol,
+            folder,
+            zip_results=packed,
+            categories=spec.rows,
         )
     )
 
@@ -74,7 +80,13 @@ _EVALUATORS: dict[str, Builder] = {
     "ovis": _instances("ovis"),
     "vps": _video(
         lambda spec, ids, folder, packed: VPSEvaluator(
-            spec.name, spec.annotation_path, spec.mask_root, ids, folder, zip_results=packed
+            spec.name,
+            spec.annotation_path,
+            spec.mask_root,
+            ids,
+            folder,
+            zip_results=packed,
+            categories=spec.rows,
         )
     ),
     "vss": _video(

@@ -41,7 +41,12 @@ NUM_WORKERS = min(os.cpu_count() or 1, 8)  # threads: decoding of PNGs runs outs
 
 
 def score_video_panoptic(
-    gt_json: Path, gt_masks: Path, pred_json: Path, pred_masks: Path, windows: Sequence[int] = VPQ_WINDOWS
+    gt_json: Path,
+    gt_masks: Path,
+    pred_json: Path,
+    pred_masks: Path,
+    windows: Sequence[int] = VPQ_WINDOWS,
+    categories: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """VPQ and STQ of a VIPSeg-form result.
 
@@ -51,6 +56,7 @@ def score_video_panoptic(
         pred_json: ``pred.json``; its frames are paired with the ground truth's by position in the lists.
         pred_masks: folder ``pan_pred`` with one PNG per ground-truth frame, named as there.
         windows: window lengths of VPQ.
+        categories: each with ``id`` and ``isthing``; empty: those of ``gt_json``.
 
     Returns:
         ``vpq`` per window, ``mean_vpq_windows_*`` (all windows, and 1 2 4 6), ``stq``, ``stq_video_order``.
@@ -59,7 +65,7 @@ def score_video_panoptic(
         FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the frame.
     """
     truth = read_json(gt_json)
-    categories = {c["id"]: bool(c["isthing"]) for c in truth["categories"]}
+    is_thing = {c["id"]: bool(c["isthing"]) for c in categories or truth["categories"]}
     predicted = {video["video_id"]: video["annotations"] for video in read_json(pred_json)["annotations"]}
     missing = [v["video_id"] for v in truth["annotations"] if v["video_id"] not in predicted]
     if missing:
@@ -76,12 +82,12 @@ def score_video_panoptic(
 
             def overlap(pair: tuple[dict[str, Any], dict[str, Any]], name: str = name) -> FrameOverlap:
                 file = f"{name}/{pair[0]['file_name']}"
-                return _overlap(gt_masks / file, pred_masks / file, *pair, categories)
+                return _overlap(gt_masks / file, pred_masks / file, *pair, is_thing)
 
             videos.append(list(pool.map(overlap, zip(gt_frames, pred_frames, strict=True))))
 
     quality = vpq(videos, windows)
-    result: dict[str, Any] = {"vpq": {str(k): _quality_table(quality[k], categories) for k in windows}}
+    result: dict[str, Any] = {"vpq": {str(k): _quality_table(quality[k], is_thing) for k in windows}}
     for chosen in dict.fromkeys((tuple(windows), tuple(k for k in windows if k != 8))):
         result[f"mean_vpq_windows_{'_'.join(map(str, chosen))}"] = {
             group: _mean([result["vpq"][str(k)][group]["pq"] for k in chosen])
@@ -89,7 +95,7 @@ def score_video_panoptic(
         }
     result["stq"] = {
         name: [none_if_nan(v) for v in value] if isinstance(value, list) else none_if_nan(value)
-        for name, value in stq(videos, categories).items()
+        for name, value in stq(videos, is_thing).items()
     }
     result["stq_video_order"] = [video["video_id"] for video in truth["annotations"]]
     return result

@@ -37,6 +37,7 @@ class VPSEvaluator(VideoEvaluator):
         id_of_class: dataset category id of each class index.
         output_dir: folder of the results, one that all processes share.
         zip_results: see `VideoEvaluator`.
+        categories: each with ``id`` and ``isthing``, and ``color`` (RGB) or none; empty: those of the JSON.
     """
 
     task = "vps"
@@ -51,8 +52,10 @@ class VPSEvaluator(VideoEvaluator):
         output_dir: str | Path,
         *,
         zip_results: bool = False,
+        categories: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(dataset_name, output_dir, zip_results=zip_results)
+        self.categories = list(categories)
         self.gt_json = Path(gt_json)
         self.gt_masks = Path(gt_masks)
         self.id_of_class = dict(id_of_class)
@@ -62,6 +65,8 @@ class VPSEvaluator(VideoEvaluator):
     def ground_truth(self) -> dict[str, Any]:
         if not self._ground_truth:
             self._ground_truth = read_json(self.gt_json)
+            if self.categories:
+                self._ground_truth["categories"] = self.categories
         return self._ground_truth
 
     def clear(self, output_dir: Path) -> None:
@@ -115,7 +120,11 @@ class VPSEvaluator(VideoEvaluator):
         if not any(frame["segments_info"] for frame in frames):
             return None
         numbers = score_video_panoptic(
-            self.gt_json, self.gt_masks, self.output_dir / "pred.json", self.output_dir / MASKS
+            self.gt_json,
+            self.gt_masks,
+            self.output_dir / "pred.json",
+            self.output_dir / MASKS,
+            categories=self.categories,
         )
         self.save_numbers(numbers)
         papers, script = numbers["mean_vpq_windows_1_2_4_6"], numbers["mean_vpq_windows_1_2_4_6_8"]

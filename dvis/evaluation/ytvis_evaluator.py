@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class YTVISEvaluator(VideoEvaluator):
         protocol: ``ytvis`` or ``ovis``.
         output_dir: folder of ``results.json``; None writes nothing.
         zip_results: see `VideoEvaluator`.
+        categories: each with ``id`` and ``name``; empty: those of the annotation file.
     """
 
     task = "vis"
@@ -61,9 +62,11 @@ class YTVISEvaluator(VideoEvaluator):
         output_dir: str | Path | None = None,
         *,
         zip_results: bool = False,
+        categories: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(dataset_name, output_dir, zip_results=zip_results)
         self.annotation_path = Path(annotation_path)
+        self.categories = list(categories)
         self.id_of_class = dict(id_of_class)
         self.protocol = protocol
 
@@ -110,6 +113,8 @@ class YTVISEvaluator(VideoEvaluator):
         content = read_json(self.annotation_path)
         if not content.get("annotations"):
             return None
+        if self.categories:
+            content["categories"] = self.categories
         ground_truth = _as_videos(content)
         missing = len({video["id"] for video in ground_truth["videos"]} - results.keys())
         if missing:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from detectron2.data import MetadataCatalog
@@ -15,6 +17,7 @@ from detectron2.engine import default_argument_parser
 import dvis
 import train_net_video
 from dvis.data import BrokenDataError, get_spec, use_custom_datasets
+from dvis.data.label_images import read_class_map, write_png
 from tests.integration.conftest import CONFIG, TINY
 
 # Category id of the toy -> id and name of ours: other names, holes in the ids, another order.
@@ -29,6 +32,8 @@ CLASSES = {
 CATEGORIES = [{"id": number, "name": name} for number, name in CLASSES.values()]
 NAMES = ["plus", "box", "tent", "spark", "plate", "tyre"]  # by id
 UNUSED = {"id": 40, "name": "nowhere"}
+# Panoptic category id of the toy -> ours: holes, another order, too large for a byte.
+SEGMENT_IDS = {number: 300 - 7 * number for number in range(11)}
 
 
 def write(path: Path, content: Any) -> Path:
@@ -66,7 +71,31 @@ def as_images(toy: Path, split: str) -> dict[str, Any]:
     }
 
 
-def configure(path: Path, train: str, val: str, kind: str, **custom: Any) -> Path:
+def as_vipseg(toy: Path, split: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The toy's segments with other ids, and their categories with other names, without colours."""
+    content = json.loads((toy / "vipseg" / f"panoptic_gt_{split}.json").read_text())
+    for video in content["annotations"]:
+        for segment in (segment for frame in video["annotations"] for segment in frame["segments_info"]):
+            segment["category_id"] = SEGMENT_IDS[segment["category_id"]]
+    categories = [
+        {"id": SEGMENT_IDS[row["id"]], "name": f"my {row['name']}", "isthing": row["isthing"]}
+        for row in content.pop("categories")
+    ]
+    return content, categories
+
+
+def write_vspw(toy: Path, target: Path) -> None:
+    """The toy's semantic maps with their classes in reversed order, under other names; splits and classes."""
+    table = json.loads((toy / "vipseg" / "panoptic_gt_train.json").read_text())["categories"]
+    last = len(table) - 1
+    write(target / "classes.json", [{"id": last - row["id"], "name": f"my {row['name']}"} for row in table])
+    shutil.copytree(toy / "vspw", target, dirs_exist_ok=True)
+    for path in target.glob("data/*/mask/*.png"):
+        labels = read_class_map(path)
+        write_png(path, np.where(labels == 0, 0, last + 2 - labels).astype(np.uint8))
+
+
+def configure(path: Path, train: str, val: str, kind: str, base: Path = CONFIG, **custom: Any) -> Path:
     """A configuration of two data sets, whose annotations lie in ``path``."""
     names = [f"{path.name}_train", f"{path.name}_val"]
     settings = {
@@ -86,7 +115,7 @@ def configure(path: Path, train: str, val: str, kind: str, **custom: Any) -> Pat
     file = path / "custom.yaml"
     # No number of classes here; that of the base is the toy's.
     file.write_text(
-        yaml.safe_dump({"_BASE_": str(CONFIG), "DATASETS": datasets, "OUTPUT_DIR": str(path / "out")})
+        yaml.safe_dump({"_BASE_": str(base), "DATASETS": datasets, "OUTPUT_DIR": str(path / "out")})
     )
     return file
 
@@ -96,12 +125,12 @@ def run(config: Path, *arguments: str) -> Any:
     return train_net_video.main(default_argument_parser().parse_args(given))
 
 
-def train_and_evaluate(config: Path) -> dict[str, Any]:
+def train_and_evaluate(config: Path, task: str = "segm") -> dict[str, Any]:
     run(config)
     config.write_text(
         config.read_text() + f"MODEL: {{WEIGHTS: {config.parent / 'out' / 'model_final.pth'}}}\n"
     )
-    return run(config, "--eval-only")["segm"]
+    return run(config, "--eval-only")[task]
 
 
 def test_videos_train_and_evaluate(data_root: Path, tmp_path: Path) -> None:
@@ -119,11 +148,59 @@ def test_videos_train_and_evaluate(data_root: Path, tmp_path: Path) -> None:
 
 def test_images_train_as_pseudo_videos_and_evaluate(data_root: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
-        write(tmp_path / f"{split}.json", as_images(data_root / "toy", split))
-    scores = train_and_evaluate(configure(tmp_path, "train.json", "val.json", "image_instance"))
+        content = as_images(data_root / "toy", split)
+        write(tmp_path / "classes.json", content.pop("categories"))
+        write(tmp_path / f"{split}.json", content)
+    classes = [str(tmp_path / "classes.json")] * 2
+    scores = train_and_evaluate(
+        configure(tmp_path, "train.json", "val.json", "image_instance", CATEGORIES=classes)
+    )
     assert {"AP", "AP-plate", "AP-nowhere"} <= scores.keys()
     predicted = json.loads((tmp_path / f"out/inference/{tmp_path.name}_val/results.json").read_text())
     assert all(len(row["segmentations"]) == 1 for row in predicted)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["categories inside", "categories apart"])
+def test_panoptic_folders_train_and_evaluate(apart: bool, data_root: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        content, categories = as_vipseg(data_root / "toy", split)
+        write(tmp_path / f"{split}.json", content if apart else {**content, "categories": categories})
+    write(tmp_path / "classes.json", categories)
+    config = configure(
+        tmp_path,
+        "train.json",
+        "val.json",
+        "video_panoptic",
+        CONFIG.with_name("MinVIS_toy_vps.yaml"),
+        IMAGES=["toy/vipseg/images"] * 2,
+        MASKS=["toy/vipseg/panomasksRGB"] * 2,
+        CATEGORIES=[str(tmp_path / "classes.json")] * 2 if apart else [],
+    )
+    scores = train_and_evaluate(config, "vps")
+    assert np.isfinite([scores[name] for name in ("VPQ1", "VPQ2", "VPQ4", "STQ", "AQ", "SQ")]).all()
+    predicted = json.loads((tmp_path / f"out/inference/{tmp_path.name}_val/pred.json").read_text())
+    frames = [frame for video in predicted["annotations"] for frame in video["annotations"]]
+    assert {s["category_id"] for frame in frames for s in frame["segments_info"]} <= {*SEGMENT_IDS.values()}
+
+
+def test_semantic_folders_train_and_evaluate(data_root: Path, tmp_path: Path) -> None:
+    write_vspw(data_root / "toy", tmp_path)
+    config = configure(
+        tmp_path,
+        "train.txt",
+        "val.txt",
+        "video_semantic",
+        CONFIG.with_name("MinVIS_toy_vss.yaml"),
+        IMAGES=[str(tmp_path / "data")] * 2,
+        CATEGORIES=[str(tmp_path / "classes.json")] * 2,
+    )
+    scores = train_and_evaluate(config, "vss")
+    assert {"mIoU", "VC8"} <= scores.keys()
+    assert 0 <= scores["mIoU"] <= 100
+    masks = list((tmp_path / f"out/inference/{tmp_path.name}_val/predictions").glob("*/*.png"))
+    assert masks
+    assert all(read_class_map(path).max() <= 10 for path in masks)
+    assert MetadataCatalog.get(f"{tmp_path.name}_val").thing_classes[0] == "my cross"
 
 
 def test_registration_is_idempotent_and_guards_names(data_root: Path, tmp_path: Path) -> None:
