@@ -51,8 +51,8 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
 def leave_process_groups() -> None:
     """Leave the other processes, together with them.
 
-    Nobody leaves while another still talks, and the groups, with their threads, are gone before the interpreter
-    ends: a thread of gloo that lives until then can abort the process.
+    Nobody leaves while another still talks, and the groups, with their threads, are gone before the
+    interpreter ends: a thread of gloo that lives until then can abort the process.
     """
     comm.synchronize()
     comm._LOCAL_PROCESS_GROUP = None  # the last reference, which would keep the threads
