@@ -2,6 +2,7 @@
 """Generate the synthetic video data set (see datasets/README.md).
 
     python datasets/generate_toy.py                      # ./datasets/toy, 240 + 20 videos, half a minute
+    python datasets/generate_toy.py --level occluded     # ./datasets/toy_occluded
     python datasets/generate_toy.py --output /data/toy --num-train 500 --size 128x160
 
 A stopped generation continues when the command is repeated. The same options give the same files.
@@ -17,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvis.data.toy import LEVELS, ToySettings, generate
+from dvis.data.toy import LEVELS, ToySettings, generate, toy_name
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -34,14 +35,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=root / "toy", help="folder of the data set")
+    parser.add_argument(
+        "--output", type=Path, help=f"folder of the data set; if not given, toy or toy_<level> in {root}"
+    )
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--num-train", type=int, default=default.num_train, help="training videos")
     parser.add_argument("--num-val", type=int, default=default.num_val, help="validation videos")
     parser.add_argument(
         "--size", type=parse_size, default=(default.height, default.width), help="HEIGHTxWIDTH"
     )
-    parser.add_argument("--length", type=int, default=default.length, help="frames per video")
+    parser.add_argument(
+        "--length", type=int, default=0, help="frames per video; 0: the level's own, 16 to 96"
+    )
     parser.add_argument("--level", choices=sorted(LEVELS), default=default.level, help="difficulty")
     parser.add_argument("--workers", type=int, default=None, help="processes; one per core if not given")
     parser.add_argument("--force", action="store_true", help="replace a toy data set with other settings")
@@ -57,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
             length=options.length,
             level=options.level,
         )
-        output = generate(options.output, settings, options.workers, options.force)
+        output = generate(
+            options.output or root / toy_name(settings.level), settings, options.workers, options.force
+        )
     except (ValueError, FileExistsError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"Toy data set: {output} ({settings.num_train} training, {settings.num_val} validation videos)")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +33,19 @@ class ToyLevel:
     """How hard a video is; counts are drawn from closed ranges, lengths are fractions of the frame height.
 
     Attributes:
+        length: frames per video, if nobody asks for another number.
+        frame_step: only every so many frames of the scene is shown; more is a lower frame rate.
         objects: number of objects.
         species: number of different looks; objects of a species share the class and nearly the look.
         radius: radius of an object.
+        variety: how much the shades of two objects of a species differ; 0 makes them twins.
         odd_color: probability that a species has another colour than most of its class.
         distractors: unlabelled blobs.
         camouflage: how much distractors look like objects: 0 are grey stones, 1 have their colours.
         posts: posts that stand in front of everything.
+        post_width: width of a post, as a fraction of the frame width.
         cross: probability that an object of a species that is already there swaps places with its fellow.
+        hide: probability that a waypoint of an object lies at that of a fellow, so that one covers the other.
         leave: probability that a waypoint lies outside of the picture.
         waypoint_frames: frames from one waypoint of a path to the next; fewer is faster.
         pan: amplitude of the camera's sway.
@@ -48,14 +53,19 @@ class ToyLevel:
         tilt: largest rotation of the camera, in degrees.
     """
 
+    length: int = 16
+    frame_step: int = 1
     objects: tuple[int, int] = (2, 4)
     species: tuple[int, int] = (1, 3)
     radius: tuple[float, float] = (0.11, 0.2)
+    variety: float = 0.02
     odd_color: float = 0.3
     distractors: tuple[int, int] = (0, 3)
     camouflage: float = 1.0
     posts: tuple[int, int] = (0, 1)
+    post_width: tuple[float, float] = (0.05, 0.085)
     cross: float = 0.6
+    hide: float = 0.0
     leave: float = 0.15
     waypoint_frames: float = 9.0
     pan: float = 0.25
@@ -63,22 +73,54 @@ class ToyLevel:
     tilt: float = 5.0
 
 
-# "easy" is what a small model learns on a CPU within minutes.
+_EASY = ToyLevel(
+    objects=(1, 3),
+    species=(2, 3),
+    radius=(0.16, 0.26),
+    odd_color=0.0,
+    distractors=(0, 1),
+    camouflage=0.15,
+    cross=0.4,
+    leave=0.1,
+    waypoint_frames=12.0,
+    pan=0.2,
+)
+# "easy" is what a small model learns on a CPU within minutes. A frame of the others is about as easy; what is
+# hard is to know who is who.
 LEVELS = {
-    "easy": ToyLevel(
-        objects=(1, 3),
-        species=(2, 3),
-        radius=(0.16, 0.26),
-        odd_color=0.0,
-        distractors=(0, 1),
-        camouflage=0.15,
-        cross=0.4,
-        leave=0.1,
-        waypoint_frames=12.0,
-        pan=0.2,
+    "easy": _EASY,
+    "occluded": replace(
+        _EASY,
+        length=24,
+        objects=(2, 4),
+        species=(1, 2),
+        radius=(0.15, 0.2),
+        variety=0.04,
+        posts=(0, 2),
+        post_width=(0.1, 0.16),
+        cross=0.15,
+        hide=0.2,
+        waypoint_frames=5.0,
+        pan=0.12,
     ),
-    "standard": ToyLevel(),
+    "crowded": replace(
+        _EASY,
+        objects=(6, 9),
+        species=(2, 4),
+        radius=(0.1, 0.15),
+        variety=0.04,
+        distractors=(1, 2),
+        cross=0.6,
+        waypoint_frames=8.0,
+    ),
+    "long": replace(_EASY, length=96, objects=(2, 4), posts=(0, 2), cross=0.5, leave=0.25),
+    "low_frame_rate": replace(_EASY, length=12, frame_step=4, objects=(2, 3), cross=0.5, pan=0.3),
 }
+
+
+def toy_name(level: str) -> str:
+    """Name of a level's data sets and of its folder: ``toy`` for the easy one, else ``toy_<level>``."""
+    return "toy" if level == "easy" else f"toy_{level}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +182,7 @@ def render_video(rng: Rng, height: int, width: int, length: int, level: ToyLevel
         rng: the only source of randomness.
         height: frame height in pixels.
         width: frame width in pixels.
-        length: number of frames.
+        length: number of frames, those that a lower frame rate leaves out not counted.
         level: difficulty.
 
     Raises:
@@ -150,26 +192,27 @@ def render_video(rng: Rng, height: int, width: int, length: int, level: ToyLevel
         raise ValueError(
             f"a toy video needs at least 16 x 16 pixels and a frame, got {height} x {width}, {length}"
         )
-    camera = _draw_camera(rng, height, length, level)
+    duration = length * level.frame_step
+    camera = _draw_camera(rng, height, duration, level)
     background = _Canvas(_Background(rng, height, width), camera, height, width)
-    objects, distractors = _draw_bodies(rng, height, width, length, level)
-    posts = _draw_posts(rng, width, int(rng.integers(level.posts[0], level.posts[1] + 1)))
+    objects, distractors = _draw_bodies(rng, height, width, duration, level)
+    posts = _draw_posts(rng, width, level, objects)
     order = rng.permutation(len(objects) + len(distractors))
     bodies = [(objects + distractors)[i] for i in order]
     numbers = [int(i) + 1 if i < len(objects) else 0 for i in order]  # 0: distractor
-    brightness = 1 + 0.05 * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(length) * rng.uniform(0.1, 0.4))
+    brightness = 1 + 0.05 * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(duration) * rng.uniform(0.1, 0.4))
 
     shape = (length, height, width)
     frames = np.empty((*shape, 3), dtype=np.uint8)
     labels = np.empty(shape, dtype=np.uint8)
     instances = np.zeros(shape, dtype=np.uint8)
     hidden = np.full((len(objects), length), np.nan)
-    for t in range(length):
-        world = _to_world(camera, t, height, width)
+    for t, moment in enumerate(range(0, duration, level.frame_step)):
+        world = _to_world(camera, moment, height, width)
         image, labels[t] = background.view(world)
         coverage = np.zeros(len(objects) + 1)
         for number, body in zip(numbers, bodies, strict=True):
-            mask = _paint_body(image, body, camera, t)
+            mask = _paint_body(image, body, camera, moment)
             label = VOID if body.thing is None else len(STUFF) + body.thing
             labels[t][mask] = label
             instances[t][mask] = number
@@ -182,7 +225,7 @@ def render_video(rng: Rng, height: int, width: int, length: int, level: ToyLevel
         inside = coverage > 0
         inside[0] = False
         hidden[inside[1:], t] = 1 - visible[inside] / coverage[inside]
-        image = image * brightness[t] + rng.normal(0, 0.006, image.shape)
+        image = image * brightness[moment] + rng.normal(0, 0.006, image.shape)
         frames[t] = (image.clip(0, 1) * 255).round()
     classes = [body.thing for body in objects if body.thing is not None]
     return ToyVideo(frames, labels, instances, classes, hidden)
@@ -358,16 +401,23 @@ class _Post:
     phase: float
 
 
-def _draw_posts(rng: Rng, width: int, count: int) -> list[_Post]:
-    return [
+def _draw_posts(rng: Rng, width: int, level: ToyLevel, objects: list[_Body]) -> list[_Post]:
+    count = int(rng.integers(level.posts[0], level.posts[1] + 1))
+    posts = [
         _Post(
             x=rng.uniform(-0.42, 0.42) * width,
-            width=rng.uniform(0.05, 0.085) * width,
+            width=rng.uniform(*level.post_width) * width,
             color=_color(rng.uniform(0.04, 0.09), rng.uniform(0.35, 0.6), rng.uniform(0.35, 0.55)),
             phase=rng.uniform(0, 2 * np.pi),
         )
         for _ in range(count)
     ]
+    if level.hide and posts and objects:
+        # The first one stands where an object passes.
+        path = objects[int(rng.integers(len(objects)))].path[:, 0]
+        x = float(path[int(rng.integers(len(path)))])
+        posts[0] = replace(posts[0], x=min(max(x, -0.42 * width), 0.42 * width))
+    return posts
 
 
 def _paint_post(image: Float, post: _Post, world: Float) -> NDArray[np.bool_]:
@@ -434,9 +484,9 @@ def _draw_look(rng: Rng, hue: float, saturation: float = 1.0) -> _Look:
     return _Look((first, second), pattern, rng.uniform(3.5, 6.5), rng.uniform(0, 2 * np.pi))
 
 
-def _vary(rng: Rng, look: _Look) -> _Look:
+def _vary(rng: Rng, look: _Look, variety: float) -> _Look:
     """Nearly the same look, as two animals of a species have."""
-    shift = rng.normal(0, 0.02, 3)
+    shift = rng.normal(0, variety, 3)
     first, second = (np.clip(color + shift, 0, 1) for color in look.colors)
     return _Look((first, second), look.pattern, look.frequency * rng.uniform(0.95, 1.05), look.phase)
 
@@ -468,10 +518,16 @@ def _draw_bodies(
             outside = rng.random(num_points + 1) < level.leave
             outside[0] = False
             waypoints[outside, 0] = np.sign(waypoints[outside, 0]) * rng.uniform(0.62, 0.75, outside.sum())
+            if level.hide and routes:
+                other = (fellows or [route for _, route in routes])[-1]
+                meets = rng.random(num_points + 1) < level.hide
+                meets[0] = False  # everybody shows at the start
+                waypoints[meets] = other[meets] + rng.normal(0, 0.03, (meets.sum(), 2))
         routes.append((species, waypoints))
         size = rng.uniform(*level.radius) * height
         path = _follow(waypoints * [width, height], length, level.waypoint_frames)
-        objects.append(_draw_body(rng, things[species], _vary(rng, looks[species]), size, path, length))
+        look = _vary(rng, looks[species], level.variety)
+        objects.append(_draw_body(rng, things[species], look, size, path, length))
 
     distractors = []
     for _ in range(int(rng.integers(level.distractors[0], level.distractors[1] + 1))):

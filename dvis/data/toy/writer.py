@@ -58,7 +58,7 @@ class ToySettings:
         num_val: videos of the validation split.
         height: frame height in pixels.
         width: frame width in pixels.
-        length: frames per video.
+        length: frames per video; 0 becomes the level's own number.
         level: name of the difficulty level.
     """
 
@@ -67,12 +67,16 @@ class ToySettings:
     num_val: int = 20
     height: int = 96
     width: int = 128
-    length: int = 16
+    length: int = 0
     level: str = "easy"
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ValueError(f"level must be one of {sorted(LEVELS)}, got {self.level!r}")
+        if self.length < 0:
+            raise ValueError(f"a video's number of frames is not negative, got {self.length}")
+        if not self.length:
+            object.__setattr__(self, "length", LEVELS[self.level].length)
         if min(self.num_train, self.num_val) < 0:
             raise ValueError(f"numbers of videos are not negative, got {self.num_train} and {self.num_val}")
         if self.seed < 0:

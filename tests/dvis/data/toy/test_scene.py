@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dvis.data.toy.scene import LEVELS, STUFF, THINGS, VOID, ToyVideo, render_video
+from dvis.data.toy.scene import LEVELS, STUFF, THINGS, VOID, ToyLevel, ToyVideo, render_video
 
-LEVEL = LEVELS["standard"]
+LEVEL = ToyLevel()
 
 
 def render(seed: int, height: int = 48, width: int = 64, length: int = 12, **changes: object) -> ToyVideo:
@@ -64,6 +64,44 @@ def test_levels_change_the_scene() -> None:
     np.testing.assert_array_equal(still.labels, np.broadcast_to(still.labels[0], still.labels.shape))
     assert not still.instances.any()
     assert not (still.labels == VOID).any()
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_each_level_can_be_rendered_again(name: str) -> None:
+    first, second = (
+        render_video(np.random.default_rng(4), 32, 48, min(LEVELS[name].length, 12), LEVELS[name])
+        for _ in range(2)
+    )
+    for field in ("frames", "labels", "instances", "hidden"):
+        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+
+
+def severe_share(level: ToyLevel, num_videos: int = 12) -> float:
+    """Share of an object's frames in which more than half of it is hidden."""
+    hidden = [
+        render_video(np.random.default_rng(seed), 48, 64, level.length, level).hidden.ravel()
+        for seed in range(num_videos)
+    ]
+    return float(np.nanmean(np.concatenate(hidden) > 0.5))
+
+
+def test_occluded_level_hides_more_than_the_easy_one() -> None:
+    assert severe_share(LEVELS["occluded"]) > 0.15
+    assert severe_share(LEVELS["easy"]) < 0.12
+
+
+def test_low_frame_rate_shows_some_frames_of_the_same_scene() -> None:
+    slow = dataclasses.replace(LEVEL, frame_step=3)
+    whole = render_video(np.random.default_rng(7), 48, 64, 12, LEVEL)
+    some = render_video(np.random.default_rng(7), 48, 64, 4, slow)
+    np.testing.assert_array_equal(some.labels, whole.labels[::3])
+    np.testing.assert_array_equal(some.instances, whole.instances[::3])
+
+
+def test_crowded_and_long_are_what_they_say() -> None:
+    crowd = render_video(np.random.default_rng(0), 48, 64, 1, LEVELS["crowded"])
+    assert len(crowd.classes) >= 6
+    assert LEVELS["long"].length >= 4 * LEVELS["easy"].length
 
 
 def test_one_frame_and_too_small() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dvis.data.categories import load_categories
 from dvis.data.rle import decode_rle
-from dvis.data.toy import ToySettings, generate, writer
+from dvis.data.toy import LEVELS, ToySettings, generate, writer
 
 SETTINGS = ToySettings(num_train=2, num_val=1, height=40, width=56, length=6)
 SCRIPT = Path(__file__).parents[4] / "datasets" / "generate_toy.py"
@@ -33,6 +33,20 @@ def all_bytes(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes(toy: Path, tmp_path: Path) -> None:
     assert all_bytes(generate(tmp_path / "toy", SETTINGS, workers=2)) == all_bytes(toy)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_level_gives_the_same_bytes(tmp_path: Path, level: str) -> None:
+    settings = ToySettings(num_train=1, num_val=0, height=32, width=48, length=4, level=level)
+    first, second = (all_bytes(generate(tmp_path / name, settings, workers=1)) for name in ("a", "b"))
+    assert first == second
+    assert len([name for name in first if name.endswith(".jpg")]) == 3 * 4  # for three tasks
+
+
+def test_each_level_has_its_own_length() -> None:
+    assert ToySettings().length == 16
+    assert ToySettings(level="occluded").length == 24
+    assert ToySettings(level="occluded", length=5).length == 5
 
 
 def test_more_videos_keep_the_first_ones(toy: Path, tmp_path: Path) -> None:
@@ -152,6 +166,8 @@ def test_settings_are_checked() -> None:
         ToySettings(level="impossible")
     with pytest.raises(ValueError, match="not negative"):
         ToySettings(num_val=-1)
+    with pytest.raises(ValueError, match="not negative, got -2"):
+        ToySettings(length=-2)
     with pytest.raises(ValueError, match="seed"):
         ToySettings(seed=-1)
 
@@ -175,6 +191,10 @@ def test_command_line(tmp_path: Path) -> None:
     )
     assert str(tmp_path / "toy") in done.stdout
     assert json.loads((tmp_path / "toy" / "train.json").read_text())["videos"][0]["width"] == 40
+    subprocess.run(
+        [*command, "--size", "32x40", "--level", "crowded"], env=environment, capture_output=True, check=True
+    )
+    assert json.loads((tmp_path / "toy_crowded" / "dataset.json").read_text())["level"] == "crowded"
     wrong = subprocess.run(
         [*command, "--size", "large"], env=environment, capture_output=True, text=True, check=False
     )
