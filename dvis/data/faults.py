@@ -62,22 +62,23 @@ def first_intact(
         video: number of the video that is due.
         num_videos: how many there are to replace it.
         seed: of the clip; decides which videos replace it.
-        budget: how many clips may be replaced at most.
+        budget: how many other videos are tried.
 
     Returns:
-        The clip; where it replaces others, ``FAULTS_KEY`` lists what was wrong with them. After
-        ``budget + 1`` failures there is nothing but that list.
+        The clip; where it replaces others, ``FAULTS_KEY`` lists what was wrong with them. If none could be
+        made there is nothing but that list.
     """
-    faults: list[str] = []
-    for attempt in range(budget + 1):
-        rng = np.random.default_rng([*seed, attempt] if attempt else seed)
-        number = int(rng.integers(num_videos)) if attempt else video
+    try:
+        return make(video, np.random.default_rng(seed))
+    except (MissingDataError, BrokenDataError) as error:
+        faults = [str(error)]
+    rng = np.random.default_rng([*seed, 1])
+    others = [number for number in rng.permutation(num_videos).tolist() if number != video]
+    for number in others[:budget]:
         try:
-            clip = make(number, rng)
+            return {**make(number, rng), FAULTS_KEY: faults}
         except (MissingDataError, BrokenDataError) as error:
             faults.append(str(error))
-            continue
-        return {**clip, FAULTS_KEY: faults} if faults else clip
     return {FAULTS_KEY: faults}
 
 
@@ -178,7 +179,7 @@ class FaultTolerantLoader:
             for fault in clip.pop(FAULTS_KEY, ()):
                 self._count(fault, "another clip takes its place")
             if not clip:
-                raise self._error(f"{self._budget + 1} clips in a row could not be made")
+                raise self._error("no clip could be made in place of a broken one")
         return batch
 
     def _note_death(self, pids: Sequence[int], error: RuntimeError) -> None:
