@@ -4,6 +4,7 @@
     python datasets/generate_toy.py                      # ./datasets/toy, 240 + 20 videos, half a minute
     python datasets/generate_toy.py --level occluded     # ./datasets/toy_occluded
     python datasets/generate_toy.py --output /data/toy --num-train 500 --size 128x160
+    python datasets/generate_toy.py --sheet levels.png   # only a picture of each level
 
 A stopped generation continues when the command is repeated. The same options give the same files.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvis.data.toy import LEVELS, ToySettings, generate, toy_name
+from dvis.data.toy.sheet import write_sheet
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -50,8 +52,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--level", choices=sorted(LEVELS), default=default.level, help="difficulty")
     parser.add_argument("--workers", type=int, default=None, help="processes; one per core if not given")
     parser.add_argument("--force", action="store_true", help="replace a toy data set with other settings")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="PNG",
+        help="write only a picture sheet: a video of each level, objects outlined in the colour of their identity",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.sheet:
+        write_sheet(options.sheet, options.seed, outlines=True)
+        print(f"Picture sheet: {options.sheet}")
+        return
     try:
         settings = ToySettings(
             seed=options.seed,

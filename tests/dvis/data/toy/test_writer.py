@@ -15,6 +15,7 @@ from PIL import Image
 from dvis.data.categories import load_categories
 from dvis.data.rle import decode_rle
 from dvis.data.toy import LEVELS, ToySettings, generate, writer
+from dvis.data.toy.sheet import picture_sheet
 
 SETTINGS = ToySettings(num_train=2, num_val=1, height=40, width=56, length=6)
 SCRIPT = Path(__file__).parents[4] / "datasets" / "generate_toy.py"
@@ -200,3 +201,17 @@ def test_command_line(tmp_path: Path) -> None:
     )
     assert wrong.returncode == 2
     assert "HEIGHTxWIDTH" in wrong.stderr
+
+
+def test_sheet_has_a_row_per_level(tmp_path: Path) -> None:
+    sheet = picture_sheet(num_frames=2, height=24, width=32)
+    assert sheet.shape[0] == len(LEVELS) * 28 - 4
+    assert len({row.tobytes() for row in np.split(sheet[: 28 * 4], 4)}) == 4
+    np.testing.assert_array_equal(sheet, picture_sheet(num_frames=2, height=24, width=32))
+    assert (sheet != picture_sheet(num_frames=2, height=24, width=32, outlines=True)).any()
+
+
+def test_sheet_in_the_documentation_is_small() -> None:
+    path = SCRIPT.parents[1] / "docs" / "toy_levels.png"
+    assert Image.open(path).format == "PNG"
+    assert path.stat().st_size < 400_000
