@@ -7,6 +7,11 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 
+def version() -> str:
+    source = (ROOT / "dvis" / "provenance.py").read_text(encoding="utf-8")
+    return source.partition('VERSION = "')[2].partition('"')[0]
+
+
 def requirements() -> list[str]:
     lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
     return [line for line in lines if line]
@@ -14,7 +19,7 @@ def requirements() -> list[str]:
 
 setup(
     name="dvis",
-    version="0.1.0",
+    version=version(),
     description="Universal video segmentation on detectron2: DVIS, MinVIS and relatives",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

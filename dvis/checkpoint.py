@@ -1,19 +1,36 @@
-"""Weights into models: says what was loaded, and refuses what cannot be right."""
+"""Weights into models: says what was loaded, and refuses what cannot be right; and safe checkpoint files.
+
+No file is ever trusted: ``.pth`` is read with ``weights_only=True``, ``.pkl`` by a restricted unpickler,
+``.safetensors`` holds nothing but tensors.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from detectron2.utils import comm
+from torch import Tensor, nn
 
-__all__ = ["VideoCheckpointer", "load_weights"]
+import detectron2_fallback
+from detectron2_fallback.safe_pickle import load_pickle, load_torch_file
+from dvis.data.files import atomic_path
+
+__all__ = ["VideoCheckpointer", "load_weights", "save_weights"]
 
 logger = logging.getLogger(__name__)
+
+# What reading a damaged, incomplete or foreign file ends in.
+UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 # Which model a checkpoint belongs to, by the last part that is in it; each stage starts from the one before.
 STAGE_OF_PART = {
@@ -30,7 +47,102 @@ class VideoCheckpointer(DetectionCheckpointer):
     Refused are weights of which nothing fits; weights of a later stage; and weights that leave a frozen
     part of the model, which no training would repair, at its random start. Tensors of another number of
     classes are skipped with a warning elsewhere, and parts that the weights do not have are named.
+
+    Files are written so that a kill at any moment leaves the old ones as they are. Besides detectron2's
+    formats, ``.safetensors`` files are read.
     """
+
+    _intact: tuple[str, dict[str, Any]] | None = None  # a file that has been read already, and its content
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write the model, what belongs to it and ``kwargs`` to ``name.pth``, and tag that as the last."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", path)
+        with atomic_path(path) as temporary:
+            torch.save(data, temporary)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Say which checkpoint a resumed run goes on from; see :meth:`resume`."""
+        with atomic_path(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename)
+
+    def steps(self) -> dict[int, str]:
+        """Periodic checkpoints in the folder, by the step after which they were saved."""
+        files = {_step_of(file): file for file in self.get_all_checkpoint_files()}
+        return {step: file for step, file in files.items() if step is not None}
+
+    def resume(self) -> dict[str, Any] | None:
+        """Load the last intact checkpoint of the folder into the model and all that belongs to it.
+
+        Every process has to call it. Checkpoints that are damaged are passed over with a warning each.
+
+        Returns:
+            What else is in the checkpoint; None if there is no checkpoint.
+
+        Raises:
+            RuntimeError: if there are checkpoints, but all are damaged.
+            FileNotFoundError: if other processes do not find the file that the main process has chosen.
+            ValueError: if it belongs to another model.
+        """
+        path = comm.all_gather(self._last_intact() if comm.is_main_process() else "")[0]
+        if not path:
+            return None
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such file here; all machines must share OUTPUT_DIR")
+        try:
+            return self.load(path)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path}: {error}") from error
+
+    def _last_intact(self) -> str:
+        """Path of the last checkpoint that can be read completely; empty if there is none at all."""
+        for rest in Path(self.save_dir).glob(".*.tmp"):  # of a process that was killed while it wrote
+            rest.unlink(missing_ok=True)
+        damaged = []
+        for path in self._candidates():
+            try:
+                _check_sums(path)
+                self._intact = (path, self._load_file(path))
+            except UNREADABLE as error:
+                logger.warning(
+                    "Checkpoint %s is damaged or missing, trying the one before it: %s", path, error
+                )
+                damaged.append(path)
+            else:
+                return path
+        if damaged:
+            names = ", ".join(map(os.path.basename, damaged))
+            raise RuntimeError(
+                f"no checkpoint in {self.save_dir} can be read ({names}); "
+                "start without --resume, or in another OUTPUT_DIR"
+            )
+        return ""
+
+    def _candidates(self) -> Iterator[str]:
+        """The tagged checkpoint, then those of earlier steps, the latest first."""
+        if not self.has_checkpoint():
+            return
+        tagged = self.get_checkpoint_file()
+        yield tagged
+        limit = _step_of(tagged)
+        steps = self.steps()
+        yield from (steps[step] for step in sorted(steps, reverse=True) if limit is None or step < limit)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._intact is not None and self._intact[0] == filename:
+            content, self._intact = self._intact[1], None
+            return content
+        if filename.endswith(".safetensors"):
+            return {"model": _read_safetensors(filename)}
+        if not detectron2_fallback.is_bundled():
+            _refuse_programs(filename)
+        return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         num_given = len(checkpoint["model"])
@@ -46,7 +158,7 @@ class VideoCheckpointer(DetectionCheckpointer):
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], *, complete: bool = False) -> None:
-    """Load a checkpoint (``.pth`` or ``.pkl``, also the model zoo's) for training or inference.
+    """Load a checkpoint (``.pth``, ``.safetensors`` or the model zoo's ``.pkl``) for training or inference.
 
     Args:
         model: what ``build_model`` returned.
@@ -74,6 +186,81 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, complete: bo
             f"weights {name}: {len(lacking)} tensors of {type(model).__name__} are missing or have another "
             f"shape: {_shortened(lacking)}"
         )
+
+
+def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write the tensors of a model, and nothing else, to a ``.safetensors`` or ``.pth`` file.
+
+    Args:
+        weights: a model or its state dict.
+        path: the file; its suffix says which kind.
+
+    Raises:
+        ValueError: for another suffix.
+        ImportError: if safetensors is needed and not installed.
+    """
+    path = Path(path)
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    # Copies, as safetensors refuses tensors that share memory.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    if path.suffix == ".safetensors":
+        data = _safetensors().save(tensors, metadata={"format": "pt"})
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    elif path.suffix == ".pth":
+        with atomic_path(path) as temporary:
+            torch.save({"model": tensors}, temporary)
+    else:
+        raise ValueError(f"{path}: weights are written as .safetensors or .pth")
+
+
+def _step_of(path: str) -> int | None:
+    """The step after which a periodic checkpoint was saved, by its name; None for any other file."""
+    found = re.fullmatch(r"model_(\d+)\.pth", os.path.basename(path))
+    return int(found[1]) if found else None
+
+
+def _check_sums(path: str) -> None:
+    """Raise an error if the content of a file that ``torch.save`` wrote is not what was written.
+
+    PyTorch itself does not look at the check sums: of a few changed bytes it would make other weights.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"wrong check sum of {broken}")
+
+
+def _refuse_programs(path: str) -> None:
+    """Raise ``pickle.UnpicklingError`` for a file that asks for more than tensors, arrays and plain data.
+
+    Upstream detectron2 reads ``.pkl`` files, and on older versions of PyTorch all others, without any
+    restriction.
+    """
+    if path.endswith(".pkl"):
+        with open(path, "rb") as file:
+            load_pickle(file)
+    else:
+        load_torch_file(path)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("safetensors files need a package: pip install safetensors") from error
+    return safetensors.torch
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    module = _safetensors()
+    from safetensors import SafetensorError
+
+    try:
+        return module.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 class _ReportingCheckpointer(VideoCheckpointer):

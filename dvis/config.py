@@ -18,7 +18,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former.config import add_maskformer2_config
 
-__all__ = ["add_dvis_config", "load_config"]
+__all__ = ["add_dvis_config", "flatten", "load_config"]
 
 
 def add_dvis_config(cfg: CfgNode) -> None:
@@ -35,10 +35,21 @@ def add_dvis_config(cfg: CfgNode) -> None:
     # (ours) What happens when a matching cost or a loss is not a finite number: "stop" with the names of the
     # video and the tensor, or "skip" the batch with a warning that has them.
     cfg.SOLVER.NON_FINITE = "stop"
+    # (ours) With "skip": so many batches, per process and start of the program, then training stops. All are
+    # written to OUTPUT_DIR/non_finite.jsonl.
+    cfg.SOLVER.MAX_NON_FINITE = 10
+    # (ours) Number of checkpoints that are kept, the newest ones; 0 for all. model_final.pth stays anyway.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # (ours) Each process passes its share of a batch through the model in so many parts, whose gradients are
+    # added up before the optimiser steps. Less memory; IMS_PER_BATCH is the whole batch as ever.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
     # (ours) Evaluation: go on after the videos that an interrupted evaluation of the same weights and
     # settings has finished (same OUTPUT_DIR); also pack the results as the benchmark's server takes them.
     cfg.TEST.RESUME = False
     cfg.TEST.ZIP = False
+    # (ours) Whether metrics also go to Weights & Biases (pip install wandb), into which project, and what the
+    # run is called there ("": a name is made up).
+    cfg.WANDB = CfgNode({"ENABLED": False, "PROJECT": "dvis", "NAME": ""})
     # Seed of every random generator; negative: a different one in each run.
     cfg.SEED = 42
 
@@ -172,6 +183,9 @@ def _add_inference(cfg: CfgNode) -> None:
     test.MAX_DEVICE_MEMORY_GB = 1.0
     # (ours) Keep it in half precision: half the memory, and pixels on the borders of masks may change.
     test.HALF_PRECISION_STORE = False
+    # (ours) Precision of the segmenter's large products at inference: "float32" (results as published),
+    # "bfloat16", or "auto": bfloat16 where the hardware computes in it (NVIDIA from Ampere on, CPUs with AMX).
+    test.PRECISION = "float32"
     # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list
     # with one COCO run-length code per frame), which needs a hundredth of the memory.
     test.MASK_FORMAT = "bitmask"
@@ -220,8 +234,8 @@ def _check_file(path: Path, cfg: CfgNode, parents: tuple[Path, ...]) -> None:
     bases = content.get("_BASE_", [])
     for base in [bases] if isinstance(bases, str) else bases:
         _check_file(path.parent / Path(base).expanduser(), cfg, (*parents, path.resolve()))
-    valid = dict(_flatten(cfg))
-    for key, value in _flatten(content):
+    valid = dict(flatten(cfg))
+    for key, value in flatten(content):
         if key == "_BASE_" or key in valid:
             continue
         if any(name.startswith(f"{key}.") for name in valid):
@@ -234,7 +248,7 @@ def _check_file(path: Path, cfg: CfgNode, parents: tuple[Path, ...]) -> None:
 def _merge_overrides(cfg: CfgNode, overrides: list[Any]) -> None:
     if len(overrides) % 2:
         raise ValueError(f"overrides must be pairs of key and value, got {len(overrides)} items: {overrides}")
-    valid = dict(_flatten(cfg))
+    valid = dict(flatten(cfg))
     for key, value in zip(overrides[0::2], overrides[1::2], strict=True):
         if key not in valid:
             raise KeyError(f"override: unknown key {key}{_suggestion(str(key), valid)}")
@@ -244,11 +258,11 @@ def _merge_overrides(cfg: CfgNode, overrides: list[Any]) -> None:
             raise ValueError(f"override {key}={value!r}: {error}") from error
 
 
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ``("A.B.C", value)`` for every value of a tree of mappings."""
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

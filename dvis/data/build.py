@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from dvis.data.mapper import ClipMapper, VideoMapper, clip_mapper_from_config
 from dvis.data.readers import describe
 from dvis.data.samplers import ClipKey, ClipStream
 
-__all__ = ["ClipDataset", "build_test_loader", "build_train_loader", "check_datasets"]
+__all__ = ["ClipDataset", "TrainLoader", "build_test_loader", "build_train_loader", "check_datasets"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,49 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.given_up.add((dataset, video))
 
 
-def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
+class TrainLoader(FaultTolerantLoader):
+    """Training batches from a place in the stream of clips that can be set until the first one is taken.
+
+    Args:
+        load: makes a loader, given the stream's seed and the number of the clip to begin with.
+        seed: of the stream; every clip follows from it.
+        first_clip: number of clips of the stream, over all processes, that come before the first batch.
+        total_batch_size: clips per batch, over all processes.
+        faults: see `FaultTolerantLoader`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int, int], Iterable[list[dict[str, Any]]]],
+        *,
+        seed: int,
+        first_clip: int,
+        total_batch_size: int,
+        **faults: Any,
+    ) -> None:
+        self.seed = seed
+        self.first_clip = first_clip
+        self._running: Any = None
+        super().__init__(
+            lambda batch: load(self.seed, self.first_clip + batch * total_batch_size), start=0, **faults
+        )
+
+    def start_at(self, first_clip: int, seed: int) -> None:
+        """Begin at another clip, of a stream of another seed."""
+        self.first_clip, self.seed = first_clip, seed
+        self._first = self._load(self._start)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        self._running = super().__iter__()
+        return self._running
+
+    def close(self) -> None:
+        """End the loading processes."""
+        if self._running is not None:
+            self._running.close()
+
+
+def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> TrainLoader:
     """An endless loader of training batches over all data sets of ``DATASETS.TRAIN``.
 
     Which clips come, in which order and how they are augmented depends on ``SEED`` only, not on the number of
@@ -115,18 +157,26 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[
     for spec, size in zip(specs, dataset.sizes, strict=True):
         logger.info("Training on %s: %d videos", spec.name, size)
 
-    def load(start_iter: int) -> Iterable[list[dict[str, Any]]]:
-        start = start_iter * cfg.SOLVER.IMS_PER_BATCH
+    def load(seed: int, first_clip: int) -> Iterable[list[dict[str, Any]]]:
         return build_detection_train_loader(
             dataset=dataset,
             mapper=None,
-            sampler=ClipStream(dataset.sizes, cfg.DATASETS.DATASET_RATIO, seed, start=start),
+            sampler=ClipStream(dataset.sizes, cfg.DATASETS.DATASET_RATIO, seed, start=first_clip),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=False,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
-    return FaultTolerantLoader(load, start_iter, max_faults, board, dataset.describe, dataset.give_up)
+    return TrainLoader(
+        load,
+        seed=seed,
+        first_clip=start_iter * cfg.SOLVER.IMS_PER_BATCH,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        budget=max_faults,
+        board=board,
+        describe=dataset.describe,
+        give_up=dataset.give_up,
+    )
 
 
 def build_test_loader(

@@ -476,8 +476,8 @@ HOSTILE = {
         "builtins.bytes.__call__",
     ),
     "our own stand-in": (
-        b"\x80\x02cdetectron2.checkpoint.safe_pickle\n_Leaf\n.",
-        "detectron2.checkpoint.safe_pickle._Leaf",
+        b"\x80\x02cdetectron2_fallback.safe_pickle\n_Leaf\n.",
+        "detectron2_fallback.safe_pickle._Leaf",
     ),
     "array of objects": (pickle.dumps(OBJECT_ARRAY), "'O8'"),
     "array of records": (pickle.dumps(RECORD_ARRAY), "'V12'"),
@@ -615,7 +615,7 @@ def test_numpy_numbers_in_a_torch_file(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_survive(dtype: str, order: str) -> None:
-    from detectron2.checkpoint.safe_pickle import load_pickle
+    from detectron2_fallback.safe_pickle import load_pickle
 
     array = np.array(np.arange(12).reshape(3, 4) % 2, dtype=dtype, order=order)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
@@ -644,7 +644,7 @@ SEEDS.append(pickle.dumps({"model": {"a": torch.arange(3.0)}, "__author__": "x"}
     ),
 )
 def test_mutated_pickles_load_or_are_refused(seed: bytes, edits: list[tuple[float, int, str]]) -> None:
-    from detectron2.checkpoint.safe_pickle import load_pickle
+    from detectron2_fallback.safe_pickle import load_pickle
 
     data = bytearray(seed)
     for where, value, kind in edits:

@@ -9,33 +9,17 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import detectron2.utils.comm as comm
-import torch
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import nn
 
+from detectron2_fallback.safe_pickle import load_pickle, load_torch_file
+
 from .c2_model_loading import align_and_update_state_dicts, convert_torchvision_names, is_torchvision_resnet
-from .safe_pickle import load_pickle, numpy_in_torch_files, to_plain
 
 __all__ = ["DetectionCheckpointer"]
 
 logger = logging.getLogger(__name__)
-
-
-def _load_torch(path: str) -> Any:
-    """``torch.load`` restricted to tensors and plain data; errors name the file."""
-    try:
-        with numpy_in_torch_files():
-            return to_plain(torch.load(path, map_location="cpu", weights_only=True), strict=False)
-    except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(f"Checkpoint {path} was refused: {error}") from error
-    except OSError:
-        raise  # names the file itself
-    except Exception as error:
-        # A damaged file can end in any exception; none of them means more than that.
-        raise RuntimeError(
-            f"Checkpoint {path} cannot be read (damaged or not a checkpoint): {error}"
-        ) from error
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -86,7 +70,7 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read ``filename`` into ``{"model": ..., ...}``; the format follows from its extension."""
-        checkpoint = self._load_pkl(filename) if filename.endswith(".pkl") else _load_torch(filename)
+        checkpoint = self._load_pkl(filename) if filename.endswith(".pkl") else load_torch_file(filename)
         if not isinstance(checkpoint, dict):
             raise RuntimeError(
                 f"Checkpoint {filename} holds a {type(checkpoint).__name__}, not a dictionary of weights"

@@ -22,7 +22,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-__all__ = ["SafeUnpickler", "load_pickle", "numpy_in_torch_files", "to_plain"]
+__all__ = ["SafeUnpickler", "load_pickle", "load_torch_file", "numpy_in_torch_files", "to_plain"]
 
 _MAX_DEPTH = 100
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, bytearray, np.generic)
@@ -300,3 +300,25 @@ def numpy_in_torch_files() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(others)
+
+
+def load_torch_file(path: str) -> Any:
+    """``torch.load`` onto the CPU, restricted to tensors, arrays and plain data; errors name the file.
+
+    Raises:
+        pickle.UnpicklingError: if the file holds anything else.
+        RuntimeError: if it is damaged.
+        OSError: if it cannot be opened.
+    """
+    try:
+        with numpy_in_torch_files():
+            return to_plain(torch.load(path, map_location="cpu", weights_only=True), strict=False)
+    except pickle.UnpicklingError as error:
+        raise pickle.UnpicklingError(f"Checkpoint {path} was refused: {error}") from error
+    except OSError:
+        raise  # names the file itself
+    except Exception as error:
+        # A damaged file can end in any exception; none of them means more than that.
+        raise RuntimeError(
+            f"Checkpoint {path} cannot be read (damaged or not a checkpoint): {error}"
+        ) from error
