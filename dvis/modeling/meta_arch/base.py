@@ -7,7 +7,7 @@ Letters: B videos, T frames, Q queries, K classes, H W pixels of the padded inpu
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,6 +148,8 @@ class VideoModel(nn.Module):
         self.deep_supervision = deep_supervision
         self.label_from_last_frame = label_from_last_frame
         self.non_finite = non_finite
+        # Told of each batch that is not finite, the error, and whether the batch is skipped; may raise.
+        self.on_non_finite: Callable[[Sequence[Mapping[str, Any]], NonFiniteError, bool], None] | None = None
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
@@ -255,10 +257,13 @@ class VideoModel(nn.Module):
             losses = self.weigh(self.losses(frames, targets))
             _check_finite(losses)
         except FloatingPointError as error:
+            failure = NonFiniteError(f"{names}: {error}")
+            if self.on_non_finite is not None:
+                self.on_non_finite(batched_inputs, failure, self.non_finite == "skip")
             if self.non_finite == "skip":
-                logger.warning("%s: %s; the batch is skipped (SOLVER.NON_FINITE)", names, error)
+                logger.warning("%s; the batch is skipped (SOLVER.NON_FINITE)", failure)
                 return self._no_losses()
-            raise NonFiniteError(f"{names}: {error}") from error
+            raise failure from error
         return losses
 
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
