@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--sheet",
         type=Path,
         metavar="PNG",
-        help="write only a picture sheet: a video of each level, objects outlined in the colour of their identity",
+        help="write only a picture sheet: a video of each level, objects outlined in colours of their own",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
