@@ -323,6 +323,12 @@ def check_report(
             f"{kind} does not train its {part}, which these weights do not fill ({reason}); "
             f"start from weights of {STAGE_OF_PART.get(part, 'the stage before')} for the same data set"
         )
+    spoiled = [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if spoiled:
+        raise ValueError(
+            f"{len(spoiled)} tensors hold NaN or infinity, such as {_shortened(spoiled)}: the training that "
+            "saved them had diverged; start from earlier weights"
+        )
     for key, (given, expected) in mismatched.items():
         logger.warning("%s is skipped: its shape is %s, the model's is %s", key, given, expected)
     fresh = ", ".join(f"{part} ({count} tensors)" for part, count in _parts(lacking).items())

@@ -131,6 +131,15 @@ def test_nothing_fits(tmp_path: Path, state: dict[str, Any], message: str) -> No
         load_weights(tiny_model("minvis"), save(tmp_path / "w.pth", state))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    state = {key: tensor.clone() for key, tensor in state_of("minvis").items()}
+    state["backbone.stem.conv1.weight"][0, 0, 0, 0] = value
+    path = save(tmp_path / "w.pth", state)
+    with pytest.raises(ValueError, match=r"w\.pth: 1 tensors hold NaN or infinity, .*stem\.conv1\.weight"):
+        load_weights(tiny_model("minvis"), path)
+
+
 def test_weights_of_a_wrapped_model(tmp_path: Path) -> None:
     state = {f"module.{key}": value for key, value in state_of("minvis").items()}
     load_weights(tiny_model("minvis"), save(tmp_path / "w.pth", state), complete=True)
