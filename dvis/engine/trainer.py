@@ -166,7 +166,11 @@ class VideoTrainer(DefaultTrainer):
                 result += own  # in the middle: the writers come last
             elif not isinstance(hook, hooks.PeriodicCheckpointer):
                 result.append(hook)
-        return result
+        return [result[0], *monitoring_hooks(self.cfg), *result[1:]]  # the timer is first
+
+    def build_writers(self) -> list[EventWriter]:
+        """A line in the log, JSON, TensorBoard and, if configured, Weights & Biases."""
+        return build_writers(self.cfg, self.max_iter)
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate without a trace in the random numbers of training."""
