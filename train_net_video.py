@@ -27,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 import detectron2_fallback
 from dvis.checkpoint import load_weights
 from dvis.cli import clear_errors
-from dvis.data import check_datasets, use_custom_datasets
+from dvis.data import BrokenDataError, MissingDataError, check_datasets, use_custom_datasets
 from dvis.engine import VideoTrainer, launch_program
 from dvis.engine.launch import use_available_device
 
@@ -46,20 +46,21 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+@clear_errors(BrokenDataError, MissingDataError)  # also found in the midst of training and scoring
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run in every process: evaluate once (``--eval-only``) or train."""
     with clear_errors():
         cfg = setup(args)
     if args.eval_only:
-        model = build_model(cfg)
         with clear_errors():
+            model = build_model(cfg)
             load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
         results = VideoTrainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = VideoTrainer(cfg)
     with clear_errors():
+        trainer = VideoTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -10,15 +10,19 @@ __all__ = ["clear_errors"]
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     """End the program with one ``error:`` line, exit code 2, where the user's input is at fault.
 
-    To be put around the reading of configurations, data and weights, whose errors name the file and the key;
-    never around computation, where a traceback is what helps.
+    To be put around the reading of configurations, data and weights, whose errors name the file and the key.
+    Around computation, where a traceback is what helps, only with kinds of errors that always mean input.
+
+    Args:
+        kinds: errors to report; none: missing files, unknown keys and wrong values.
     """
+    kinds = kinds or (FileNotFoundError, KeyError, ValueError)
     try:
         yield
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except kinds as error:
         # str() of a KeyError is the repr of its message, and of an OSError begins with its number.
         message = error.args[0] if len(error.args) == 1 else error
         sys.stderr.write(f"error: {message}\n")

@@ -98,10 +98,7 @@ def _read_categories(name: str, kind: str, source: str) -> tuple[dict[str, Any],
     """
     path = data_root() / source
     require_path(path, name, _HOW_TO_GET)
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise BrokenDataError(str(error)) from error
+    content = read_json(path)
     entries = content.get("categories") if isinstance(content, dict) else content
     if not entries or not isinstance(entries, list):
         raise BrokenDataError(f"{path}: no list of categories")

@@ -492,10 +492,7 @@ def _class_index(category_id: Any, class_of_id: Mapping[int, int], where: str) -
 
 def _read_object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """A JSON object with lists under ``keys``, and under ``annotations`` a list, null or nothing."""
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise BrokenDataError(str(error)) from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise BrokenDataError(f"{path}: expected a JSON object with {', '.join(keys)}")
     _require(content, keys, str(path))

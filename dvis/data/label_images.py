@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dvis.data.errors import BrokenDataError, MissingDataError
+
 __all__ = ["read_class_map", "read_segment_ids", "replaced_folder", "segment_ids_to_rgb", "write_png"]
 
 
@@ -19,14 +21,16 @@ def read_segment_ids(path: str | os.PathLike[str]) -> NDArray[np.uint32]:
     """Segment ids of an RGB image, ``R + 256 G + 65536 B``, ``H W``.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is not an 8-bit RGB image.
+        MissingDataError: if the file is missing.
+        BrokenDataError: if it is not an 8-bit RGB image.
     """
     import cv2
 
     image = _read(path)
     if image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f"{path}: expected an 8-bit RGB image, got shape {image.shape} of {image.dtype}")
+        raise BrokenDataError(
+            f"{path}: expected an 8-bit RGB image, got shape {image.shape} of {image.dtype}"
+        )
     # OpenCV gives B G R (A). As R G B 0 in memory the four bytes are the id as a little-endian number.
     rgba = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGBA)
     return rgba.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
@@ -41,8 +45,8 @@ def read_class_map(path: str | os.PathLike[str]) -> NDArray[Any]:
     """Class indices of a single-channel image, ``H W``; palette images give their indices.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is not a single-channel image.
+        MissingDataError: if the file is missing.
+        BrokenDataError: if it is not a single-channel image.
     """
     image = _read(path)
     if image.ndim == 3:  # OpenCV expands palettes; Pillow keeps the indices
@@ -51,7 +55,7 @@ def read_class_map(path: str | os.PathLike[str]) -> NDArray[Any]:
         with Image.open(path) as palette:
             image = np.asarray(palette)
     if image.ndim != 2:
-        raise ValueError(f"{path}: expected a single-channel image, got shape {image.shape}")
+        raise BrokenDataError(f"{path}: expected a single-channel image, got shape {image.shape}")
     return image
 
 
@@ -88,8 +92,8 @@ def _read(path: str | os.PathLike[str]) -> NDArray[Any]:
     import cv2
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such label image")
+        raise MissingDataError(f"{path}: no such label image")
     image = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ValueError(f"{path}: cannot be read as an image")
+        raise BrokenDataError(f"{path}: cannot be read as an image")
     return image

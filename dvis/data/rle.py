@@ -53,6 +53,23 @@ def to_rle(segmentation: Any, height: int, width: int) -> Rle | None:
     return mask_utils.frPyObjects(dict(segmentation), height, width)
 
 
+def checked_rle(segmentation: Any, height: int, width: int) -> Rle | None:
+    """As `to_rle`, for a mask of which nothing is known yet.
+
+    Raises:
+        ValueError: if the mask is broken in any way, or of another size than the frame.
+    """
+    try:
+        rle = to_rle(segmentation, height, width)
+        if rle is not None:
+            check_rle(rle)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"broken mask: {error}") from error
+    if rle is not None and tuple(rle["size"]) != (height, width):
+        raise ValueError(f"the mask has {tuple(rle['size'])} pixels, the frame {(height, width)}")
+    return rle
+
+
 def check_rle(rle: Rle) -> None:
     """Raise ``ValueError`` unless a compressed code is well formed and fills its size exactly.
 

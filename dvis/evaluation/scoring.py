@@ -18,15 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dvis.data.errors import BrokenDataError, MissingDataError
 from dvis.data.files import read_json
 from dvis.data.label_images import read_class_map, read_segment_ids
+from dvis.data.rle import checked_rle
 from dvis.evaluation.metrics.panoptic import FrameOverlap, PanopticQuality, Segment, frame_overlap, stq, vpq
 from dvis.evaluation.metrics.semantic import SemanticConfusion, VideoConsistency, label_boundary
-from dvis.evaluation.metrics.video_ap import VideoAPResult
+from dvis.evaluation.metrics.video_ap import Protocol, VideoAPResult, evaluate_video_ap
 
 __all__ = [
     "VideoSemanticScore",
+    "check_ground_truth",
     "instance_numbers",
+    "score_instances",
     "score_panoptic_images",
     "score_semantic_images",
     "score_video_panoptic",
@@ -38,6 +42,44 @@ __all__ = [
 VPQ_WINDOWS = (1, 2, 4, 6, 8)  # of the public script; the papers report the mean of the first four
 VC_LENGTHS = (8, 16)
 NUM_WORKERS = min(os.cpu_count() or 1, 8)  # threads: decoding of PNGs runs outside of Python's lock
+
+
+def score_instances(
+    gt_json: Path,
+    ground_truth: Mapping[str, Any],
+    pred_json: Path,
+    results: Sequence[Mapping[str, Any]],
+    protocol: Protocol,
+) -> VideoAPResult:
+    """Video AP of what the two files hold; see `evaluate_video_ap`, whose errors get the names of the files.
+
+    Ground truth that nobody has looked at goes through `check_ground_truth` first.
+    """
+    try:
+        return evaluate_video_ap(ground_truth, results, protocol)
+    except BrokenDataError as error:
+        raise BrokenDataError(f"{pred_json} against {gt_json}: {error}") from error
+
+
+def check_ground_truth(gt_json: Path, ground_truth: Mapping[str, Any]) -> None:
+    """Check the masks in YouTube-VIS form, whose faults would otherwise only change the score.
+
+    Raises:
+        BrokenDataError: for the first broken mask or one of another size than its video.
+    """
+    sizes = {video["id"]: (video["height"], video["width"]) for video in ground_truth["videos"]}
+    for annotation in ground_truth.get("annotations") or []:
+        size = sizes.get(annotation.get("video_id"))
+        if size is None:
+            continue  # the metric says so
+        for t, segmentation in enumerate(annotation.get("segmentations") or []):
+            try:
+                checked_rle(segmentation, *size)
+            except ValueError as error:
+                raise BrokenDataError(
+                    f"{gt_json}, video {annotation['video_id']}, annotation {annotation.get('id', '?')}, "
+                    f"frame {t}: {error}"
+                ) from error
 
 
 def score_video_panoptic(
@@ -62,14 +104,15 @@ def score_video_panoptic(
         ``vpq`` per window, ``mean_vpq_windows_*`` (all windows, and 1 2 4 6), ``stq``, ``stq_video_order``.
 
     Raises:
-        FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the frame.
+        MissingDataError, BrokenDataError: if files are missing, broken or do not fit each other; names the
+            frame.
     """
     truth = read_json(gt_json)
     is_thing = {c["id"]: bool(c["isthing"]) for c in categories or truth["categories"]}
     predicted = {video["video_id"]: video["annotations"] for video in read_json(pred_json)["annotations"]}
     missing = [v["video_id"] for v in truth["annotations"] if v["video_id"] not in predicted]
     if missing:
-        raise ValueError(f"{pred_json}: no result for video {missing[0]} (and {len(missing) - 1} more)")
+        raise BrokenDataError(f"{pred_json}: no result for video {missing[0]} (and {len(missing) - 1} more)")
 
     videos: list[list[FrameOverlap]] = []
     with ThreadPoolExecutor(NUM_WORKERS) as pool:
@@ -78,7 +121,7 @@ def score_video_panoptic(
             gt_frames, pred_frames = video["annotations"], predicted[name]
             if len(gt_frames) != len(pred_frames):
                 counts = f"{len(pred_frames)} frames, the ground truth {len(gt_frames)}"
-                raise ValueError(f"{pred_json}: video {name} has {counts}")
+                raise BrokenDataError(f"{pred_json}: video {name} has {counts}")
 
             def overlap(pair: tuple[dict[str, Any], dict[str, Any]], name: str = name) -> FrameOverlap:
                 file = f"{name}/{pair[0]['file_name']}"
@@ -86,7 +129,11 @@ def score_video_panoptic(
 
             videos.append(list(pool.map(overlap, zip(gt_frames, pred_frames, strict=True))))
 
-    quality = vpq(videos, windows)
+    try:
+        quality = vpq(videos, windows)
+    except ValueError as error:
+        where = _smaller_than_predicted(truth["annotations"], videos)
+        raise BrokenDataError(f"{gt_json}, {where}: {error}") from error
     result: dict[str, Any] = {"vpq": {str(k): _quality_table(quality[k], is_thing) for k in windows}}
     for chosen in dict.fromkeys((tuple(windows), tuple(k for k in windows if k != 8))):
         result[f"mean_vpq_windows_{'_'.join(map(str, chosen))}"] = {
@@ -105,7 +152,8 @@ def score_panoptic_images(gt_json: Path, gt_masks: Path, pred_json: Path, pred_m
     """PQ of a COCO-form panoptic result: ``All``, ``Things``, ``Stuff`` and ``per_class``.
 
     Raises:
-        FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the image.
+        MissingDataError, BrokenDataError: if files are missing, broken or do not fit each other; names the
+            image.
     """
     truth = read_json(gt_json)
     categories = {c["id"]: bool(c["isthing"]) for c in truth["categories"]}
@@ -113,7 +161,7 @@ def score_panoptic_images(gt_json: Path, gt_masks: Path, pred_json: Path, pred_m
 
     def overlap(image: dict[str, Any]) -> list[FrameOverlap]:
         if image["image_id"] not in predicted:
-            raise ValueError(f"{pred_json}: no result for image {image['image_id']}")
+            raise BrokenDataError(f"{pred_json}: no result for image {image['image_id']}")
         other = predicted[image["image_id"]]
         paths = (gt_masks / image["file_name"], pred_masks / other["file_name"])
         return [_overlap(*paths, image, other, categories)]
@@ -202,14 +250,15 @@ def semantic_scores(
         num_classes: number of classes.
 
     Raises:
-        FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the frame.
+        MissingDataError, BrokenDataError: if files are missing, broken or do not fit each other; names the
+            frame.
     """
 
     def score(video: str) -> VideoSemanticScore:
         folder = gt_root / video / "mask"
         files = sorted(folder.glob("*.png"))
         if not files:
-            raise FileNotFoundError(f"{folder}: no masks (*.png)")
+            raise MissingDataError(f"{folder}: no masks (*.png)")
         confusion, consistency = SemanticConfusion(num_classes), VideoConsistency(VC_LENGTHS)
         consistency.add_video(_semantic_frames(files, pred_root / video, raw_masks, confusion))
         return VideoSemanticScore(video, len(files), confusion, consistency)
@@ -259,13 +308,14 @@ def score_semantic_images(
         ``min(IoU, B-Iou)-*``, ``ACC-*``; None where a class does not occur.
 
     Raises:
-        FileNotFoundError, ValueError: if files are missing, broken or do not fit each other; names the file.
+        MissingDataError, BrokenDataError: if files are missing, broken or do not fit each other; names the
+            file.
 
     Source: detectron2 0.6; Boundary IoU (arXiv:2103.16562) of label maps.
     """
     files = sorted(gt_root.glob("*.png"))
     if not files:
-        raise FileNotFoundError(f"{gt_root}: no label maps (*.png)")
+        raise MissingDataError(f"{gt_root}: no label maps (*.png)")
     num_classes = len(class_names)
     if num_classes > 254:
         raise ValueError(f"label maps of 8 bits hold at most 254 classes, not {num_classes}")
@@ -279,7 +329,7 @@ def score_semantic_images(
         try:
             found[0].add(truth, predicted)
         except ValueError as error:
-            raise ValueError(f"{pred_root / file.name}: {error}") from error
+            raise BrokenDataError(f"{pred_root / file.name} against {file}: {error}") from error
         found[1].add(label_boundary(truth), label_boundary(predicted))
         return found
 
@@ -320,7 +370,7 @@ def _semantic_frames(
         try:
             confusion.add(truth, predicted)
         except ValueError as error:
-            raise ValueError(f"{pred_folder / file.name}: {error}") from error
+            raise BrokenDataError(f"{pred_folder / file.name} against {file}: {error}") from error
         yield truth, predicted
 
 
@@ -331,25 +381,40 @@ def _overlap(
     predicted: dict[str, Any],
     categories: Mapping[int, bool],
 ) -> FrameOverlap:
+    maps = read_segment_ids(gt_file), read_segment_ids(pred_file)
+    segments = _segments(truth, categories, gt_file), _segments(predicted, categories, pred_file)
     try:
-        return frame_overlap(
-            read_segment_ids(gt_file),
-            read_segment_ids(pred_file),
-            _segments(truth, categories),
-            _segments(predicted, categories),
-        )
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{pred_file}: {error}") from error
+        return frame_overlap(*maps, *segments)
+    except ValueError as error:
+        raise BrokenDataError(f"{pred_file} against {gt_file}: {error}") from error
 
 
-def _segments(frame: dict[str, Any], categories: Mapping[int, bool]) -> list[Segment]:
-    segments = [
-        Segment(s["id"], s["category_id"], bool(s.get("iscrowd", 0)), s.get("area", 0))
-        for s in frame["segments_info"]
-    ]
-    unknown = sorted({s.category_id for s in segments} - set(categories))
-    if unknown:
-        raise ValueError(f"unknown category ids {unknown}")
+def _smaller_than_predicted(
+    annotations: Sequence[Mapping[str, Any]], videos: Sequence[Sequence[FrameOverlap]]
+) -> str:
+    """Name the first segment of the ground truth whose listed area cannot be true."""
+    for video, overlaps in zip(annotations, videos, strict=True):
+        for frame, overlap in zip(video["annotations"], overlaps, strict=True):
+            for segment in overlap.truth:
+                drawn = int(overlap.pixels[overlap.truth_ids == segment.id].sum())
+                if segment.area < drawn:
+                    place = f"video {video['video_id']}, {frame['file_name']}, segment {segment.id}"
+                    return f"{place} (area {segment.area}, drawn {drawn})"
+    return "some segment"
+
+
+def _segments(frame: dict[str, Any], categories: Mapping[int, bool], png: Path) -> list[Segment]:
+    """The listed segments of a frame; ``png`` draws them and names the frame in messages."""
+    if "segments_info" not in frame:
+        raise BrokenDataError(f"{png}: its entry in the JSON has no segments_info")
+    segments = []
+    for entry in frame["segments_info"]:
+        if not {"id", "category_id"} <= entry.keys():
+            raise BrokenDataError(f"{png}: a segment in the JSON has no id or no category_id: {entry}")
+        if entry["category_id"] not in categories:
+            raise BrokenDataError(f"{png}, segment {entry['id']}: unknown category {entry['category_id']}")
+        crowd = bool(entry.get("iscrowd", 0))
+        segments.append(Segment(entry["id"], entry["category_id"], crowd, entry.get("area", 0)))
     return segments
 
 

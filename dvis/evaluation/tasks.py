@@ -21,11 +21,13 @@ from dvis.evaluation.metrics.video_ap import (
     RECALL_POINTS,
     Protocol,
     VideoAPResult,
-    evaluate_video_ap,
 )
 from dvis.evaluation.scoring import (
+    VPQ_WINDOWS,
+    check_ground_truth,
     instance_numbers,
     none_if_nan,
+    score_instances,
     score_panoptic_images,
     score_semantic_images,
     score_video_panoptic,
@@ -162,7 +164,8 @@ def _evaluate_instances(protocol: Protocol, gt: Path, pred: Path, options: Optio
         raise ValueError(f"{pred_file}: expected a list of predictions")
     if not ground_truth.get("annotations"):
         raise ValueError(f"{gt_file} has no annotations: the ground truth of this split is not public")
-    result = evaluate_video_ap(ground_truth, results, protocol)
+    check_ground_truth(gt_file, ground_truth)
+    result = score_instances(gt_file, ground_truth, pred_file, results, protocol)
     lengths = {video["id"]: len(video["file_names"]) for video in ground_truth["videos"]}
     shortest, longest = options.frames
     if shortest is not None or longest is not None:
@@ -245,8 +248,8 @@ def _instance_charts(result: VideoAPResult, lengths: Mapping[int, int]) -> list[
 
 def _evaluate_video_panoptic(gt: Path, pred: Path, options: Options) -> Evaluation:
     truth, result = layout.find_video_panoptic(gt), layout.find_video_panoptic_prediction(pred)
-    windows = {"windows": options.windows} if options.windows else {}
-    numbers = score_video_panoptic(truth.json, truth.masks, result.json, result.masks, **windows)
+    windows = options.windows or VPQ_WINDOWS
+    numbers = score_video_panoptic(truth.json, truth.masks, result.json, result.masks, windows)
     ground_truth = read_json(truth.json)
     vpq, stq = numbers["vpq"], numbers["stq"]
     summary: list[tuple[str, Score]] = []

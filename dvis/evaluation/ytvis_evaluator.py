@@ -14,8 +14,8 @@ from tabulate import tabulate
 from dvis.data.files import read_json, write_json
 from dvis.data.rle import encode_mask, rle_areas, to_rle
 from dvis.evaluation.evaluator import VideoEvaluator
-from dvis.evaluation.metrics.video_ap import Protocol, VideoAPResult, evaluate_video_ap
-from dvis.evaluation.scoring import instance_numbers
+from dvis.evaluation.metrics.video_ap import Protocol, VideoAPResult
+from dvis.evaluation.scoring import check_ground_truth, instance_numbers, score_instances
 
 __all__ = ["YTVISEvaluator"]
 
@@ -116,32 +116,40 @@ class YTVISEvaluator(VideoEvaluator):
         if self.categories:
             content["categories"] = self.categories
         ground_truth = _as_videos(content)
+        check_ground_truth(self.annotation_path, ground_truth)
+        _add_areas(ground_truth)
         missing = len({video["id"] for video in ground_truth["videos"]} - results.keys())
         if missing:
             logger.warning("%s: %d videos have no results and count as empty.", self.dataset_name, missing)
-        result = evaluate_video_ap(ground_truth, _in_order(results), self.protocol)
+        pred_json = (self.output_dir or Path()) / "results.json"
+        result = score_instances(
+            self.annotation_path, ground_truth, pred_json, _in_order(results), self.protocol
+        )
         self.save_numbers(instance_numbers(result))
         logger.info("%s:\n%s", self.dataset_name, "\n".join(result.printed_rows()))
         return {"segm": _report(result)}
 
 
 def _as_videos(content: dict[str, Any]) -> dict[str, Any]:
-    """Ground truth with all that YouTube-VIS has: COCO's images become videos of one frame, and areas and
-    crowd flags that are missing are filled in.
-    """
+    """COCO's images as videos of one frame; crowd flags that are missing are filled in."""
     videos = content["videos"] if "videos" in content else content["images"]
-    sizes = {video["id"]: (video["height"], video["width"]) for video in videos}
     annotations = []
     for given in content["annotations"]:
         annotation = {"iscrowd": 0, **given}
         if "videos" not in content:
             annotation |= {"video_id": given["image_id"], "segmentations": [given["segmentation"]]}
             annotation |= {"areas": [given["area"]]} if "area" in given else {}
+        annotations.append(annotation)
+    return {**content, "videos": videos, "annotations": annotations}
+
+
+def _add_areas(ground_truth: dict[str, Any]) -> None:
+    """Measure the objects for which the file does not say how large they are."""
+    sizes = {video["id"]: (video["height"], video["width"]) for video in ground_truth["videos"]}
+    for annotation in ground_truth["annotations"]:
         if "areas" not in annotation:
             codes = [to_rle(mask, *sizes[annotation["video_id"]]) for mask in annotation["segmentations"]]
             annotation["areas"] = [float(rle_areas([code])[0]) if code else None for code in codes]
-        annotations.append(annotation)
-    return {**content, "videos": videos, "annotations": annotations}
 
 
 def _in_order(results: Mapping[Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:

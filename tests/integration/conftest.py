@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detectron2.modeling import build_model
 
+import dvis
+from dvis.checkpoint import save_weights
 from dvis.data.toy import ToySettings, generate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +41,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_root(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_data))
     return tiny_data
+
+
+@pytest.fixture
+def random_weights(tmp_path: Path) -> Callable[[Path], str]:
+    """Writes the weights of the tiny model of a configuration, which has not learned anything."""
+
+    def write(config: Path) -> str:
+        path = tmp_path / f"{config.stem}.pth"
+        save_weights(build_model(dvis.load_config(config, TINY)), path)
+        return str(path)
+
+    return write

@@ -304,7 +304,7 @@ def test_wrong_definitions_are_one_line(
     write(tmp_path / "twice.json", [*CATEGORIES, {"id": 5, "name": "again"}])
     write(tmp_path / "odd.json", [{"name": "no id"}])
     write(tmp_path / "none.json", {"videos": []})
-    filled = {
+    filled: dict[str, Any] = {
         key: [entry.format(root=tmp_path) for entry in value] if isinstance(value, list) else value
         for key, value in custom.items()
     }

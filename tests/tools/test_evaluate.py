@@ -178,8 +178,24 @@ def test_missing_frames_of_a_strip_are_named(
             "results.json",
             r"error: .*no_annotations\.json has no annotations: .*",
         ),
-        ("ytvis", "gt.json", "other_video.json", r"error: prediction 0 belongs to video 77, unknown to .*"),
-        ("ytvis", "gt.json", "no_score.json", r"error: prediction 0 has no field 'score'"),
+        (
+            "ytvis",
+            "gt.json",
+            "other_video.json",
+            r"error: .*other_video.json against .*: prediction 0 belongs to video 77, unknown to .*",
+        ),
+        (
+            "ytvis",
+            "cut.json",
+            "results.json",
+            r"error: .*cut.json, video 1, annotation 1, frame 0: broken .*",
+        ),
+        (
+            "ytvis",
+            "gt.json",
+            "no_score.json",
+            r"error: \S+no_score.json against \S+gt.json: prediction 0 has no field 'score'",
+        ),
         ("ytvis", "gt.json", "gt.json", r"error: .*gt\.json: expected a list of predictions"),
         ("vps", ".", ".", r"error: .*none of panoptic_gt_.*"),
         ("vss", "pictures", ".", r"error: .*pictures: no videos .*"),
@@ -195,6 +211,8 @@ def test_errors_are_one_line(
     (tmp_path / "broken.json").write_text('{"videos": [')
     gt_content = json.loads((tmp_path / "gt.json").read_text())
     (tmp_path / "no_annotations.json").write_text(json.dumps({**gt_content, "annotations": None}))
+    gt_content["annotations"][0]["segmentations"][0] = {"size": [2, 3], "counts": "abc"}
+    (tmp_path / "cut.json").write_text(json.dumps(gt_content))
     result = {"video_id": 77, "category_id": 1, "score": 1.0, "segmentations": []}
     (tmp_path / "other_video.json").write_text(json.dumps([result]))
     (tmp_path / "no_score.json").write_text(

@@ -48,10 +48,7 @@ def filter_coco(annotation_folder: Path, split: str, force: bool = False) -> lis
         raise MissingDataError(
             f"{source.absolute()} is missing; download COCO 2017 from https://cocodataset.org"
         )
-    try:
-        content = read_json(source)
-    except ValueError as error:
-        raise BrokenDataError(str(error)) from error
+    content = read_json(source)
     if not isinstance(content, dict) or "annotations" not in content:
         raise BrokenDataError(f"{source}: annotations missing")
     for target, path in tqdm(pending.items(), desc=f"COCO {split}", unit="file"):

@@ -31,10 +31,7 @@ def split_videos(source: Path, train: Path, val: Path, num_val: int, seed: int =
         BrokenDataError: if the file is broken or has no annotations.
         ValueError: if there are not more than ``num_val`` videos.
     """
-    try:
-        content = read_json(source)
-    except ValueError as error:
-        raise BrokenDataError(str(error)) from error
+    content = read_json(source)
     if not content.get("annotations"):
         raise BrokenDataError(f"{source} has no annotations: only a split with ground truth can be divided")
     categories: dict[Any, set[int]] = {video["id"]: set() for video in content["videos"]}

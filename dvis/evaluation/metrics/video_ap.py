@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from dvis.data.errors import BrokenDataError
 from dvis.data.rle import Rle, rle_areas, to_rle
 
 logger = logging.getLogger(__name__)
@@ -136,9 +137,10 @@ def evaluate_video_ap(
         The curves and rows. Without predictions every row with objects is 0; without objects it is -1.
 
     Raises:
-        ValueError: for an unknown protocol, a prediction of an unknown video, a broken mask, or (OVIS)
-            a tube length that differs from the video; names video and annotation.
-        KeyError: if a required field is missing; names it and the annotation.
+        ValueError: for an unknown protocol.
+        BrokenDataError: for a missing field, an unknown video, a broken mask, or (OVIS) a tube length that
+            differs from the video; names video and annotation or prediction. What runs of compressed codes
+            add up to is not looked at, see `check_ground_truth`.
 
     Source: YouTube-VIS and OVIS benchmark definitions.
     """
@@ -292,12 +294,14 @@ def _read_objects(ground_truth: Mapping[str, Any], protocol: Protocol) -> dict[t
     for annotation in ground_truth.get("annotations") or []:
         for name in required:
             if name not in annotation:
-                raise KeyError(
-                    f"annotation {annotation.get('id', '?')} of the ground truth has no field {name!r}"
+                raise BrokenDataError(
+                    f"video {annotation.get('video_id', '?')}, annotation {annotation.get('id', '?')} of the "
+                    f"ground truth: no field {name!r}"
                 )
         if annotation["video_id"] not in videos:
-            raise ValueError(
-                f"annotation {annotation['id']} belongs to unknown video {annotation['video_id']}"
+            raise BrokenDataError(
+                f"video {annotation['video_id']}, annotation {annotation['id']} of the ground truth: there "
+                "is no such video"
             )
         grouped[annotation["video_id"], annotation["category_id"]].append(annotation)
         if annotation["id"] == 0:
@@ -315,7 +319,7 @@ def _read_objects(ground_truth: Mapping[str, Any], protocol: Protocol) -> dict[t
             try:
                 occlusions.append(occlusion_score(annotation["occlusion"]) if protocol == "ovis" else 0.0)
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+                raise BrokenDataError(f"{where}: {error}") from error
         objects[key] = _Objects(
             masks=masks,
             frame_areas=_frame_areas(masks, f"an object of video {key[0]}, category {key[1]}"),
@@ -334,7 +338,7 @@ def _to_rles(segmentations: Sequence[Any], height: int, width: int, where: str) 
         try:
             rles.append(to_rle(segmentation, height, width))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}, frame {t}: {error}") from error
+            raise BrokenDataError(f"{where}, frame {t}: {error}") from error
     return rles
 
 
@@ -347,9 +351,9 @@ def _read_predictions(
     for index, result in enumerate(results):
         for name in ("video_id", "category_id", "score", "segmentations"):
             if name not in result:
-                raise KeyError(f"prediction {index} has no field {name!r}")
+                raise BrokenDataError(f"prediction {index} has no field {name!r}")
         if result["video_id"] not in video_ids:
-            raise ValueError(
+            raise BrokenDataError(
                 f"prediction {index} belongs to video {result['video_id']!r}, unknown to the ground truth"
             )
         if result["category_id"] in category_ids:
@@ -387,7 +391,7 @@ def _frame_areas(masks: list[list[Rle | None]], where: str) -> list[NDArray[np.f
     try:
         areas = iter(rle_areas(present).tolist())
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has a broken mask: {error}") from error
+        raise BrokenDataError(f"{where} has a broken mask: {error}") from error
     return [np.array([next(areas) if mask else 0.0 for mask in tube]) for tube in masks]
 
 
@@ -402,7 +406,7 @@ def _tube_iou(
     lengths_d = np.array([len(tube) for tube in tubes.masks])
     lengths_g = np.array([len(tube) for tube in objects.masks])
     if protocol == "ovis" and (lengths_d[:, None] != lengths_g[None]).any():
-        raise ValueError(
+        raise BrokenDataError(
             f"video {key[0]}, category {key[1]}: predictions have {sorted(set(lengths_d.tolist()))} frames, "
             f"the ground truth {sorted(set(lengths_g.tolist()))}; OVIS wants one entry per frame"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,10 @@ def test_ground_truth_area_below_the_overlap_is_an_error(vipseg_copy: Path) -> N
             for segment in frame["segments_info"]:
                 segment["area"] = 1
 
-    edit_json(vipseg_copy / "panoptic_gt_VIPSeg_val.json", shrink)
-    with pytest.raises(ValueError, match="area of a ground-truth segment"):
+    path = vipseg_copy / "panoptic_gt_VIPSeg_val.json"
+    edit_json(path, shrink)
+    video = json.loads(path.read_text())["annotations"][0]
+    frame = video["annotations"][0]["file_name"]
+    place = re.escape(f"{path}, video {video['video_id']}, {frame}, segment ")
+    with pytest.raises(ValueError, match=rf"{place}\d+ \(area 1, drawn \d+\): the area of a ground-truth "):
         score_vipseg(vipseg_copy)

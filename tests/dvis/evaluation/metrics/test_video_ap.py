@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
+from dvis.data.errors import BrokenDataError
 from dvis.data.rle import encode_mask, run_lengths
 from dvis.evaluation.metrics.video_ap import evaluate_video_ap, occlusion_score
 from tests.dvis.evaluation.metrics import plain_video_ap
@@ -177,14 +178,14 @@ def test_broken_input_is_named() -> None:
     with pytest.raises(ValueError, match="prediction 0 belongs to video 4711"):
         evaluate_video_ap(gt, [{**results[0], "video_id": 4711}], "ovis")
 
-    with pytest.raises(KeyError, match="prediction 0 has no field 'score'"):
+    with pytest.raises(BrokenDataError, match="prediction 0 has no field 'score'"):
         evaluate_video_ap(gt, [{k: v for k, v in results[0].items() if k != "score"}], "ovis")
 
     for field in ("iscrowd", "occlusion"):
         broken = copy.deepcopy(gt)
         del broken["annotations"][2][field]
         with pytest.raises(
-            KeyError, match=f"annotation {broken['annotations'][2]['id']} .* no field '{field}'"
+            BrokenDataError, match=f"annotation {broken['annotations'][2]['id']} .* no field '{field}'"
         ):
             evaluate_video_ap(broken, results, "ovis")
 
