@@ -16,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from dvis.unread_keys import has_no_effect, is_unread
 from mask2former.config import add_maskformer2_config
 
 __all__ = ["add_dvis_config", "flatten", "load_config"]
@@ -184,7 +185,7 @@ def _add_inference(cfg: CfgNode) -> None:
     # (ours) Keep it in half precision: half the memory, and pixels on the borders of masks may change.
     test.HALF_PRECISION_STORE = False
     # (ours) Precision of the segmenter's large products at inference: "float32" (results as published),
-    # "bfloat16", or "auto": bfloat16 where the hardware computes in it (NVIDIA from Ampere on, CPUs with AMX).
+    # "bfloat16", or "auto": bfloat16 where the hardware computes in it (NVIDIA since Ampere, CPUs with AMX).
     test.PRECISION = "float32"
     # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list
     # with one COCO run-length code per frame), which needs a hundredth of the memory.
@@ -201,7 +202,9 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
 
     Raises:
         FileNotFoundError: if the file or one of its bases is missing.
-        KeyError: if a key is unknown; names the file, the key and the nearest valid key.
+        KeyError: if a key is unknown, or nothing in this project reads it; names the file, the key and the
+            nearest valid key. Models of your own that read more of detectron2's keys can set them in what is
+            returned.
         ValueError: if a file is not valid YAML, a value has the wrong type, or ``overrides`` are not pairs.
     """
     cfg = get_cfg()
@@ -236,6 +239,8 @@ def _check_file(path: Path, cfg: CfgNode, parents: tuple[Path, ...]) -> None:
         _check_file(path.parent / Path(base).expanduser(), cfg, (*parents, path.resolve()))
     valid = dict(flatten(cfg))
     for key, value in flatten(content):
+        if key in valid and has_no_effect(key, value, valid):
+            raise KeyError(f"config {path}{origin}: {_no_effect(key, valid)}")
         if key == "_BASE_" or key in valid:
             continue
         if any(name.startswith(f"{key}.") for name in valid):
@@ -252,6 +257,8 @@ def _merge_overrides(cfg: CfgNode, overrides: list[Any]) -> None:
     for key, value in zip(overrides[0::2], overrides[1::2], strict=True):
         if key not in valid:
             raise KeyError(f"override: unknown key {key}{_suggestion(str(key), valid)}")
+        if has_no_effect(key, value, valid):
+            raise KeyError(f"override: {_no_effect(key, valid)}")
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError) as error:
@@ -267,8 +274,13 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def _no_effect(key: str, valid: Mapping[str, Any]) -> str:
+    return f"{key} has no effect, nothing here reads this key of detectron2{_suggestion(key, valid)}"
+
+
 def _suggestion(key: str, valid: Mapping[str, Any]) -> str:
-    """Return ``; did you mean A.B.C?`` with the valid key nearest to ``key``, or nothing."""
-    same_leaf = [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    nearest = difflib.get_close_matches(key, same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.6)
+    """Return ``; did you mean A.B.C?`` with the key nearest to ``key`` that is read, or nothing."""
+    names = [name for name in valid if not is_unread(name)]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    nearest = difflib.get_close_matches(key, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.6)
     return f"; did you mean {nearest[0]}?" if nearest else ""
