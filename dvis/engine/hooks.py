@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from dvis.checkpoint import VideoCheckpointer
-from dvis.engine.stopping import StopRequest, exit_code
+from dvis.engine.stopping import StopRequest, TrainingStopped, exit_code
 
 __all__ = ["CheckpointHook"]
 
@@ -79,14 +79,14 @@ class CheckpointHook(HookBase):
             self._save("model_final", iteration)
         elif number:
             logger.warning("Stopped by a signal after step %d; --resume continues from there.", iteration)
-            raise SystemExit(exit_code(number))
+            raise TrainingStopped(exit_code(number))
 
     def after_train(self) -> None:
         """Let go of signals and loading processes; a stop that came in the last step skips what follows."""
         self._stop.uninstall()
         self._on_end()
         if self._stop.number and self.trainer.iter >= self.trainer.max_iter:
-            raise SystemExit(exit_code(self._stop.number))
+            raise TrainingStopped(exit_code(self._stop.number))
 
     def _save(self, name: str, iteration: int) -> None:
         self._checkpointer.save(name, iteration=iteration, **self._collect())

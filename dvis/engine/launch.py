@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import logging
 import os
@@ -15,6 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from dvis.engine.stopping import SIGNALS, TrainingStopped, exit_code, passed_on_signals
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,16 +27,12 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     Under ``torchrun`` (its variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` are set) this process is one of
     them already and joins the others; otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on
     each of ``args.num_machines`` machines. Without CUDA they compute on the CPU and talk through gloo.
+
+    A training that signals have stopped (see ``dvis.engine.stopping``) ends the program with 128 plus the
+    signal's number.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        return _launch(main, args)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available()
     if use_cuda:
@@ -41,11 +40,40 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     dist.init_process_group("nccl" if use_cuda else "gloo")
     comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     comm.synchronize()
-    result = main(args)
+    result = run_until_stopped(main, args)
     # Only after success: torn down by a failing process, the group fails the others first, and their
     # "connection closed" hides the reason.
     leave_process_groups()
     return result
+
+
+def _launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """Start the processes of this machine, if more than one is asked for, and wait for them."""
+    if args.num_gpus * args.num_machines <= 1:
+        return main(args)
+    try:
+        with passed_on_signals():
+            return launch(
+                functools.partial(run_until_stopped, main),
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code in map(exit_code, SIGNALS):
+            raise SystemExit(error.exit_code) from error
+        raise
+
+
+def run_until_stopped(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """Run ``main(args)`` in one of several processes; if all stop together, they also leave together."""
+    try:
+        return main(args)
+    except TrainingStopped:
+        leave_process_groups()
+        raise
 
 
 def leave_process_groups() -> None:

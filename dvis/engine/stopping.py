@@ -18,7 +18,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-__all__ = ["StopRequest", "exit_code", "passed_on_signals"]
+__all__ = ["SIGNALS", "StopRequest", "TrainingStopped", "exit_code", "passed_on_signals"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on what the terminal or the scheduler sends to all processes anyway: signals that come
@@ -29,6 +29,10 @@ SAME_SIGNAL_SECONDS = 1.0
 def exit_code(number: int) -> int:
     """Exit code of a program that a signal has ended."""
     return 128 + number
+
+
+class TrainingStopped(SystemExit):
+    """Raised in all processes of a training when it has saved a checkpoint because of a signal."""
 
 
 class StopRequest:
