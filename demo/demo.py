@@ -26,9 +26,8 @@ import dvis
 from dvis.api import FrameResult, VideoResult, VideoSegmenter
 from dvis.cli import clear_errors
 from dvis.data.files import write_json
-from dvis.data.rle import decode_rle
+from dvis.rendering import best_label_per_object, class_name, draw_result, frame_masks
 from dvis.video_io import VideoError, VideoSource, open_video, open_writer
-from dvis.visualization import draw_instances, draw_panoptic, draw_semantic
 
 logger = logging.getLogger("dvis.demo")
 
@@ -78,56 +77,6 @@ class ReadableFrames:
             self.error = error
 
 
-def draw(frame: np.ndarray, result: VideoResult, masks: Any, threshold: float, scale: int = 1) -> np.ndarray:
-    """One frame with its result, enlarged ``scale`` times; ``masks`` are those of this frame."""
-    names = result.class_names
-    frame = enlarged(frame, scale)
-    if result.task == "vss":
-        return draw_semantic(frame, enlarged(masks, scale), names or numbered(256))
-    if result.task == "vps":
-        segments = [
-            {"id": track + 1, "category_id": label, "isthing": True}
-            for track, label in zip(result.ids, result.labels, strict=True)
-        ]
-        names = names or numbered(1 + max(result.labels, default=0))
-        return draw_panoptic(frame, enlarged(masks, scale), segments, names)
-    kept = best_label_per_object(result, threshold)
-    return draw_instances(
-        frame,
-        [enlarged(decode_rle(masks[i]), scale) for i in kept],
-        [result.ids[i] for i in kept],
-        [f"{class_name(result, i)} {result.ids[i]} {result.scores[i]:.0%}" for i in kept],
-    )
-
-
-def enlarged(image: Any, scale: int) -> np.ndarray:
-    """``H W ...`` with every pixel repeated ``scale`` times in both directions."""
-    return np.asarray(image).repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def best_label_per_object(result: VideoResult, threshold: float) -> list[int]:
-    """Positions of the results to draw: above the threshold, each object under its best label, best first."""
-    best: dict[int, int] = {}
-    for position in np.argsort(result.scores)[::-1].tolist():
-        if result.scores[position] >= threshold:
-            best.setdefault(result.ids[position], position)
-    return list(best.values())
-
-
-def class_name(result: VideoResult, position: int) -> str:
-    label = result.labels[position]
-    return result.class_names[label] if label < len(result.class_names) else f"class {label}"
-
-
-def numbered(count: int) -> list[str]:
-    return [f"class {index}" for index in range(count)]
-
-
-def frame_masks(result: VideoResult, index: int) -> Any:
-    """The masks of one frame of a whole video's result."""
-    return [codes[index] for codes in result.masks] if result.task == "vis" else result.masks[index]
-
-
 def as_json(result: VideoResult, source: str) -> dict[str, Any]:
     """A whole video's instances in the form of a YouTube-VIS result file, with names and ids."""
     return {
@@ -165,7 +114,7 @@ def run_whole(segmenter: VideoSegmenter, video: VideoSource, args: argparse.Name
     indices = tqdm(range(result.num_frames), desc="drawing", unit="frame")
     pairs = zip(indices, video, strict=False)
     drawn = (
-        draw(frame, result, frame_masks(result, t), args.confidence_threshold, args.scale)
+        draw_result(frame, result, frame_masks(result, t), args.confidence_threshold, args.scale)
         for t, frame in pairs
     )
     write_frames(drawn, args.output, video.fps)
@@ -183,7 +132,7 @@ def run_stream(segmenter: VideoSegmenter, video: VideoSource, args: argparse.Nam
             yield frame
 
     results: Iterable[FrameResult] = segmenter.stream(remembered(), mask_format="rle")
-    drawn = (draw(pending.pop(0), r, r.masks, args.confidence_threshold, args.scale) for r in results)
+    drawn = (draw_result(pending.pop(0), r, r.masks, args.confidence_threshold, args.scale) for r in results)
     write_frames(drawn, args.output, video.fps)
     return frames.error
 
