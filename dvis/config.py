@@ -58,6 +58,8 @@ def add_dvis_config(cfg: CfgNode) -> None:
 def _add_data(cfg: CfgNode) -> None:
     # One entry per training (test) set: how it is read - video_instance, video_panoptic, video_semantic,
     # image_instance, image_panoptic (images become pseudo videos).
+    # A data set knows its type, and is evaluated by it; saying another one is an error. A single test type
+    # stands for all test sets.
     cfg.DATASETS.DATASET_TYPE = ["video_instance"]
     cfg.DATASETS.DATASET_TYPE_TEST = ["video_instance"]
     # Share of each training set in the mix.

@@ -31,6 +31,9 @@ __all__ = ["ClipDataset", "TrainLoader", "build_test_loader", "build_train_loade
 
 logger = logging.getLogger(__name__)
 
+# Evaluation protocol -> what the model must be asked for.
+TASK_OF_EVALUATOR = {"ytvis": "vis", "ovis": "vis", "vps": "vps", "vss": "vss"}
+
 
 class ClipDataset(Dataset[dict[str, Any]]):
     """Training clips of several data sets, by `ClipKey`.
@@ -216,7 +219,7 @@ def check_datasets(cfg: CfgNode, training: bool = True) -> None:
 
     Raises:
         KeyError: for a data set that is not known; suggests a name.
-        ValueError: for lists of different lengths, a kind that is not the data set's, a number of classes
+        ValueError: for lists of different lengths, a type that is not the data set's, a number of classes
             that is not that of the model, or a custom data set that cannot be evaluated or has other classes
             than the last training set.
         MissingDataError: if a file or folder is missing.
@@ -241,6 +244,7 @@ def check_datasets(cfg: CfgNode, training: bool = True) -> None:
                 f"but {target.name} has {num_classes} classes"
             )
     _check_custom(cfg, training)
+    _check_test_types(cfg)
     for name in names:
         if name in DATASETS:
             DATASETS[name].check_files()
@@ -272,6 +276,32 @@ def _check_custom(cfg: CfgNode, training: bool) -> None:
                 f"{name} has other classes than {target.name}, the last of DATASETS.TRAIN: "
                 f"{', '.join(spec.class_names())} instead of {', '.join(target.class_names())}. Give both "
                 "the same DATASETS.CUSTOM.CATEGORIES, or map a training set (DATASETS.DATASET_NEED_MAP)"
+            )
+
+
+def _check_test_types(cfg: CfgNode) -> None:
+    """Check what the configuration says about test sets; how one is read and scored, it says itself."""
+    names, kinds = list(cfg.DATASETS.TEST), list(cfg.DATASETS.DATASET_TYPE_TEST)
+    if len(kinds) == 1:
+        kinds *= len(names)
+    if len(kinds) != len(names):
+        raise ValueError(
+            f"DATASETS.DATASET_TYPE_TEST has {len(kinds)} entries for {len(names)} data sets in "
+            f"DATASETS.TEST: {', '.join(names)}"
+        )
+    task = cfg.MODEL.MASK_FORMER.TEST.TASK
+    for name, kind in zip(names, kinds, strict=True):
+        spec = DATASETS.get(name)
+        if spec is None:
+            continue
+        if spec.kind != kind:
+            raise ValueError(f"DATASETS.DATASET_TYPE_TEST says {kind} for {name}, which is {spec.kind}")
+        if not spec.evaluator:
+            raise ValueError(f"DATASETS.TEST: there is no evaluation of {name}, which is {spec.kind}")
+        if TASK_OF_EVALUATOR[spec.evaluator] != task:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TEST.TASK is {task!r}, but {name} is evaluated on results of "
+                f"{TASK_OF_EVALUATOR[spec.evaluator]!r}"
             )
 
 

@@ -169,6 +169,26 @@ def test_test_loader_gives_every_video_once(toy_data: Path) -> None:
         (["DATASETS.TRAIN", ()], ValueError, "TRAIN is empty"),
         (["DATASETS.DATASET_RATIO", [1.0, 2.0]], ValueError, "DATASET_RATIO has 2 entries for 1"),
         (["DATASETS.DATASET_TYPE", ["image_instance"]], ValueError, "says image_instance for toy_vis_train"),
+        (
+            ["DATASETS.DATASET_TYPE_TEST", ["video_panoptic"]],
+            ValueError,
+            "DATASET_TYPE_TEST says video_panoptic for toy_vis_val, which is video_instance",
+        ),
+        (
+            ["DATASETS.DATASET_TYPE_TEST", ["video_instance"] * 3],
+            ValueError,
+            "DATASET_TYPE_TEST has 3 entries for 1 data sets in DATASETS.TEST: toy_vis_val",
+        ),
+        (
+            ["DATASETS.TEST", ("toy_vps_val",), "DATASETS.DATASET_TYPE_TEST", ["video_panoptic"]],
+            ValueError,
+            "TASK is 'vis', but toy_vps_val is evaluated on results of 'vps'",
+        ),
+        (
+            ["DATASETS.TEST", ("coco2ovis_val",), "DATASETS.DATASET_TYPE_TEST", ["image_instance"]],
+            ValueError,
+            "there is no evaluation of coco2ovis_val",
+        ),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80], ValueError, "NUM_CLASSES is 80, but toy_vis_train has 6"),
     ],
 )
