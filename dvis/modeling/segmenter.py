@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -17,6 +20,7 @@ def segment_frames(
     *,
     with_masks: bool = False,
     with_aux: bool = False,
+    autocast_dtype: torch.dtype | None = None,
 ) -> SegmenterOutput:
     """Segment every frame by itself.
 
@@ -28,18 +32,22 @@ def segment_frames(
         frames: normalised and padded, ``B T 3 H W``.
         with_masks: also compute the mask logits of all queries.
         with_aux: also give the predictions of the earlier decoder layers, for their losses.
+        autocast_dtype: do large products in this precision, in all parts, and give float32 as always; see
+            ``dvis.inference.precision``. None: as autocast around the call says, the pixel decoder exempt.
 
     Source: Mask2Former (arXiv:2112.01527); DVIS (arXiv:2306.03413), section 3.1.
     """
     B = frames.shape[0]
-    features = backbone(rearrange(frames, "b t c h w -> (b t) c h w"))
-    outputs = sem_seg_head(features, with_masks=with_masks, with_aux=with_aux)
+    half = autocast_dtype is not None
+    with torch.autocast(frames.device.type, autocast_dtype) if half else nullcontext():
+        features = backbone(rearrange(frames, "b t c h w -> (b t) c h w"))
+        outputs = sem_seg_head(features, with_masks=with_masks, with_aux=with_aux, allow_half=half)
 
     def per_video(values: Tensor) -> Tensor:
-        return values.unflatten(0, (B, -1))
+        return (values.float() if half else values).unflatten(0, (B, -1))
 
     def masks_per_video(masks: Tensor) -> Tensor:
-        return rearrange(masks, "(b t) q h w -> b q t h w", b=B)
+        return rearrange(per_video(masks), "b t q h w -> b q t h w")
 
     return SegmenterOutput(
         logits=per_video(outputs["pred_logits"]),

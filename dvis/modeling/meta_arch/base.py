@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dvis.inference.engine import InferenceEngine, Prediction, PreparedFrames, StreamState
 from dvis.inference.postprocess import TASKS, FrameSizes, PostprocessSettings, postprocess
+from dvis.inference.precision import autocast_dtype
 from dvis.inference.store import StoreSettings
 from dvis.modeling.matching import NonFiniteError
 from dvis.modeling.segmenter import segment_frames
@@ -44,6 +45,7 @@ class InferenceSettings:
         task: ``vis``, ``vps`` or ``vss``.
         window_size: frames that are segmented together.
         refine_over: what the refiner sees, ``video`` or ``window``.
+        precision: of the segmenter, see ``dvis.inference.precision``.
         postprocess: what is kept of a video.
         store: memory budgets.
     """
@@ -51,12 +53,14 @@ class InferenceSettings:
     task: str = "vis"
     window_size: int = 3
     refine_over: str = "video"
+    precision: str = "float32"
     postprocess: PostprocessSettings = field(default_factory=PostprocessSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"MODEL.MASK_FORMER.TEST.TASK is {self.task!r}; allowed are {', '.join(TASKS)}")
+        autocast_dtype(self.precision, torch.device("cpu"))  # refuses an unknown one
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceSettings:
@@ -65,6 +69,7 @@ class InferenceSettings:
             task=test.TASK,
             window_size=test.WINDOW_SIZE,
             refine_over=test.REFINE_OVER,
+            precision=test.PRECISION,
             postprocess=PostprocessSettings(
                 max_num=test.MAX_NUM,
                 mask_format=test.MASK_FORMAT,
@@ -268,9 +273,15 @@ class VideoModel(nn.Module):
 
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
         """Segment ``B T 3 H W``; a frozen segmenter leaves nothing for a backward pass."""
+        dtype = None if self.training else autocast_dtype(self.inference.precision, self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self.frozen_parts):
             return segment_frames(
-                self.backbone, self.sem_seg_head, frames, with_masks=with_masks, with_aux=with_aux
+                self.backbone,
+                self.sem_seg_head,
+                frames,
+                with_masks=with_masks,
+                with_aux=with_aux,
+                autocast_dtype=dtype,
             )
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:

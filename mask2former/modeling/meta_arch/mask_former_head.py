@@ -98,7 +98,12 @@ class MaskFormerHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
     def forward(
-        self, features: dict[str, Tensor], *, with_masks: bool = True, with_aux: bool | None = None
+        self,
+        features: dict[str, Tensor],
+        *,
+        with_masks: bool = True,
+        with_aux: bool | None = None,
+        allow_half: bool = False,
     ) -> dict[str, Any]:
         """Segment.
 
@@ -106,12 +111,15 @@ class MaskFormerHead(nn.Module):
             features: backbone features, ``N C h w`` each.
             with_masks: compute the final mask logits.
             with_aux: predictions of earlier decoder layers; None: in training.
+            allow_half: under autocast, let the pixel decoder follow it too.
 
         Returns:
             The predictor's dict (see ``MultiScaleMaskedTransformerDecoder.forward``) and ``mask_features``
             ``N C h w``.
         """
-        mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
+        mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(
+            features, allow_half=allow_half
+        )
         outputs = self.predictor(
             multi_scale_features, mask_features, with_masks=with_masks, with_aux=with_aux
         )

@@ -15,7 +15,9 @@ __all__ = ["PixelDecoder", "build_pixel_decoder"]
 class PixelDecoder(Protocol):
     """What the segmentation head needs of a pixel decoder."""
 
-    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward_features(
+        self, features: dict[str, Tensor], *, allow_half: bool = False
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Map backbone features to mask features, encoder features and multi-scale features."""
 
 

@@ -266,19 +266,27 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "common_stride": head.COMMON_STRIDE,
         }
 
-    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward_features(
+        self, features: dict[str, Tensor], *, allow_half: bool = False
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Decode.
 
         Args:
             features: backbone features, ``N C h w`` each.
+            allow_half: follow autocast. By default the weights' precision is kept, as published models were
+                trained; where to sample is never less precise than float32.
 
         Returns:
             mask features ``N mask_dim h w`` at the common stride, the encoder's coarsest level, and the three
             levels for the transformer decoder, coarsest first.
         """
         weight = self.mask_features.weight
-        # In the weights' precision also under autocast: sampling locations lose too much in half precision.
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        with torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=allow_half and torch.is_autocast_enabled(device),
+        ):
             features = {name: features[name].to(weight.dtype) for name in self.in_features}
             inputs = [features[name] for name in self.transformer_in_features]
             projected = [proj(x) for proj, x in zip(self.input_proj, inputs, strict=True)]

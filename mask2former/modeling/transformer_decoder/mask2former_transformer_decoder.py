@@ -181,7 +181,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             if with_aux:
                 aux_outputs.append(
                     {
-                        "pred_logits": self.class_embed(embeds),
+                        "pred_logits": self._classify(embeds),
                         "pred_masks": mask_logits(mask_embeds, mask_features),
                     }
                 )
@@ -197,12 +197,17 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         embeds = self.decoder_norm(queries)
         mask_embeds = self.mask_embed(embeds)
         return {
-            "pred_logits": self.class_embed(embeds),
+            "pred_logits": self._classify(embeds),
             "pred_masks": mask_logits(mask_embeds, mask_features) if with_masks else None,
             "pred_embeds": embeds,
             "pred_mask_embeds": mask_embeds,
             "aux_outputs": aux_outputs,
         }
+
+    def _classify(self, embeds: Tensor) -> Tensor:
+        """Class logits, always in the weights' precision: scores decide what is kept, and in which order."""
+        with torch.autocast(embeds.device.type, enabled=False):
+            return self.class_embed(embeds.to(self.class_embed.weight.dtype))
 
     def _prepare(
         self, multi_scale_features: Sequence[Tensor], mask_features: Tensor

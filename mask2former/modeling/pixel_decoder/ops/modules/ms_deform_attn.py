@@ -107,7 +107,8 @@ class MSDeformAttn(nn.Module):
         per_point = (batch, queries, self.n_heads, self.n_levels, self.n_points)
         attention = self.attention_weights(query).view(*per_point[:3], self.n_levels * self.n_points)
         attention = _softmax(attention.to(precise)).view(per_point)
-        offsets = self.sampling_offsets(query).to(precise)
+        with torch.autocast(query.device.type, enabled=False):
+            offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype)).to(precise)
         locations = self._sampling_locations(reference_points, offsets, input_spatial_shapes)
         locations = locations.view(*per_point, 2)
         output = ms_deform_attn(
