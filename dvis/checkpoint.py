@@ -25,7 +25,7 @@ import detectron2_fallback
 from detectron2_fallback.safe_pickle import load_pickle, load_torch_file
 from dvis.data.files import atomic_path
 
-__all__ = ["VideoCheckpointer", "load_weights", "save_weights"]
+__all__ = ["VideoCheckpointer", "load_weights", "read_weights", "save_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class VideoCheckpointer(DetectionCheckpointer):
             return {"model": _read_safetensors(filename)}
         if not detectron2_fallback.is_bundled():
             _refuse_programs(filename)
-        return super()._load_file(filename)
+        return _with_base(super()._load_file(filename), filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         num_given = len(checkpoint["model"])
@@ -188,18 +188,39 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, complete: bo
         )
 
 
-def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a model in a checkpoint that this project wrote (``.pth``), with those of its base.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such checkpoint.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise FileNotFoundError(f"no such file: {name}")
+    content = load_torch_file(name)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{name} is no checkpoint of this project: it has no `model`")
+    return _with_base(content, name)["model"]
+
+
+def save_weights(
+    weights: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str], *, base: str = ""
+) -> None:
     """Write the tensors of a model, and nothing else, to a ``.safetensors`` or ``.pth`` file.
 
     Args:
         weights: a model or its state dict.
         path: the file; its suffix says which kind.
+        base: name of a ``.pth`` file in the same folder that has the tensors which are not in ``weights``.
 
     Raises:
-        ValueError: for another suffix.
+        ValueError: for another suffix, or a base that is no file name.
         ImportError: if safetensors is needed and not installed.
     """
     path = Path(path)
+    if base and (path.suffix != ".pth" or not _is_file_name(base)):
+        raise ValueError(f"{path}: the base of a .pth file is a file in its folder, got {base!r}")
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     # Copies, as safetensors refuses tensors that share memory.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
@@ -209,9 +230,27 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | os.PathL
             temporary.write_bytes(data)
     elif path.suffix == ".pth":
         with atomic_path(path) as temporary:
-            torch.save({"model": tensors}, temporary)
+            torch.save({"model": tensors, "base": base} if base else {"model": tensors}, temporary)
     else:
         raise ValueError(f"{path}: weights are written as .safetensors or .pth")
+
+
+def _with_base(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """A checkpoint's content with the tensors that it leaves to another file of its folder."""
+    base = content.get("base")
+    if not base:
+        return content
+    # No path: a checkpoint from elsewhere must not choose which files are opened.
+    if not isinstance(base, str) or not _is_file_name(base):
+        raise ValueError(f"{path} names {base!r} as its base, which is no file name")
+    other = os.path.join(os.path.dirname(path), base)
+    if base == os.path.basename(path) or not os.path.isfile(other):
+        raise FileNotFoundError(f"{path} needs {base} beside it")
+    return {**content, "model": {**read_weights(other), **content["model"]}}
+
+
+def _is_file_name(name: str) -> bool:
+    return os.path.basename(name) == name and name.endswith(".pth")
 
 
 def _step_of(path: str) -> int | None:
