@@ -106,6 +106,9 @@ class TrainLoader(FaultTolerantLoader):
     ) -> None:
         self.seed = seed
         self.first_clip = first_clip
+        # Asked when loading processes have died: whether they were told to. A signal to the whole program
+        # ends them too, but the step that is being done still needs its data.
+        self.is_stopping: Callable[[], bool] = lambda: False
         self._running: Any = None
         super().__init__(
             lambda batch: load(self.seed, self.first_clip + batch * total_batch_size), start=0, **faults
@@ -119,6 +122,10 @@ class TrainLoader(FaultTolerantLoader):
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         self._running = super().__iter__()
         return self._running
+
+    def _note_death(self, pids: Sequence[int], error: RuntimeError) -> None:
+        if not self.is_stopping():
+            super()._note_death(pids, error)
 
     def close(self) -> None:
         """End the loading processes."""

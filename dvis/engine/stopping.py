@@ -36,11 +36,7 @@ class TrainingStopped(SystemExit):
 
 
 class StopRequest:
-    """Remembers that a signal has come, until the training loop asks for it.
-
-    Data-loading processes that are forked while it is installed inherit it: they too outlive the first
-    signal, which a terminal sends to all processes, so that the last step gets its data.
-    """
+    """Remembers that a signal has come, until the training loop asks for it."""
 
     def __init__(self) -> None:
         self.number = 0  # of the signal that has come
@@ -78,15 +74,14 @@ class StopRequest:
         return max(comm.all_gather(self.number))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        ours = os.getpid() == self._owner
+        if os.getpid() != self._owner:  # a data-loading process: the one that trains decides
+            return
         if self.number:
-            if not ours or time.monotonic() - self._time > SAME_SIGNAL_SECONDS:
+            if time.monotonic() - self._time > SAME_SIGNAL_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         self.number, self._time = number, time.monotonic()
-        if not ours:
-            return
         if self._immediate:
             raise SystemExit(exit_code(number))
         if comm.is_main_process():

@@ -60,6 +60,7 @@ class VideoTrainer(DefaultTrainer):
         self._stop = StopRequest()
         self._random_state: Mapping[str, Any] | None = None
         super().__init__(cfg)
+        self.train_loader.is_stopping = lambda: self._stop.number > 0
         if num_parts > 1:
             self._trainer = AccumulatingTrainer(
                 self.model,

@@ -145,6 +145,7 @@ def _kill_in_save(moment: str, number: int) -> None:
 
 def _in_process(args: argparse.Namespace, kill: tuple[str, int] | None) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes, as outside of tests
     os.setpgid(0, 0)
     if kill is not None:
         _kill_in_save(*kill)
