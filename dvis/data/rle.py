@@ -5,7 +5,9 @@ A code is ``{"size": [h, w], "counts": bytes or str}``, column-major, the first 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,10 @@ Rle = dict[str, Any]
 
 # pycocotools 2.0.11 overflows a uint8 under numpy 2 when asked for the areas of more codes than this.
 _MAX_CODES_PER_CALL = 255
+# It fills memory with the points of a line that leads far out of the frame, and has runs of 30 bits.
+_FARTHEST = 10  # times the longer side
+_MAX_DIGITS = 6
+_MAX_PIXELS = 2**29
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> Rle | None:
@@ -40,7 +46,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> Rle | None:
     if not segmentation:
         return None
     if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
+        polygons = [polygon for polygon in segmentation if _is_polygon(polygon, max(height, width))]
         return mask_utils.merge(mask_utils.frPyObjects(polygons, height, width)) if polygons else None
     if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
         raise ValueError(
@@ -89,6 +95,8 @@ def run_lengths(counts: bytes | str) -> NDArray[np.int64]:
 
     Source: COCO compressed run-length format.
     """
+    if not isinstance(counts, (bytes, str)):
+        raise ValueError(f"a compressed code is a text, not {counts!s:.80}")
     raw = counts.encode("latin-1", errors="replace") if isinstance(counts, str) else counts
     digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
     if not len(digits):
@@ -101,7 +109,7 @@ def run_lengths(counts: bytes | str) -> NDArray[np.int64]:
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 11:
+    if place.max() >= _MAX_DIGITS:
         raise ValueError("the run-length text has a run that is longer than any image")
     values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
     negative = (digits[ends] & 0x10) != 0
@@ -138,17 +146,32 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
-def _is_polygon(polygon: Any) -> bool:
+def _is_polygon(polygon: Any, side: int) -> bool:
+    """Whether a list is a polygon; what crashes pycocotools is an error."""
     if not isinstance(polygon, Sequence) or isinstance(polygon, str):
         raise ValueError(f"a polygon is a list of x, y, x, y, ..., not {polygon!s:.80}")
+    if not all(isinstance(value, Real) and math.isfinite(value) for value in polygon):
+        raise ValueError(f"a polygon holds something else than numbers: {polygon!s:.80}")
+    if polygon and max(map(abs, polygon)) > _FARTHEST * side:
+        raise ValueError(f"a polygon has points far outside of its frame: {polygon!s:.80}")
     return len(polygon) % 2 == 0 and len(polygon) >= 6
 
 
-def _check_runs(runs: NDArray[Any], size: Sequence[int]) -> None:
-    height, width = size
-    if not np.issubdtype(runs.dtype, np.number) or (runs < 0).any():
+def _check_runs(runs: NDArray[Any], size: Any) -> None:
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_side(side) for side in size):
+        raise ValueError(f"the size of a mask is two numbers of pixels, not {size!s:.80}")
+    num_pixels = int(size[0]) * int(size[1])
+    if num_pixels > _MAX_PIXELS:
+        raise ValueError(f"the size {size[0]} x {size[1]} is larger than any image")
+    if runs.ndim != 1 or (len(runs) and runs.dtype.kind not in "iu") or (runs < 0).any():
         raise ValueError("the run lengths are not non-negative numbers")
-    if runs.sum() != height * width:
+    # One by one first: the sum of large numbers could wrap around.
+    covered = runs.max() if len(runs) and runs.max() > num_pixels else runs.sum()
+    if covered != num_pixels:
         raise ValueError(
-            f"the runs cover {runs.sum()} pixels, the size {height} x {width} has {height * width}"
+            f"the runs cover {int(covered)} pixels, the size {size[0]} x {size[1]} has {num_pixels}"
         )
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side >= 0
