@@ -1,4 +1,4 @@
-# make demo    everything from an empty machine to an overlay video
+# make demo    shipped toy models on a generated video, side by side: mp4, GIF and scores in output/demo
 # make test    lint, types and the default tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,11 @@ RUN := $(VENV)/bin/python
 export DETECTRON2_DATASETS ?= datasets
 DEMO := output/demo
 
-.PHONY: help install ops demo test lint test-slow test-gpu clean
+# A video of the occluded level: its seed and its number.
+DEMO_SEED ?= 0
+DEMO_VIDEO ?= val_0005
+
+.PHONY: help install ops demo demo-train test lint test-slow test-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -41,7 +45,17 @@ test-slow: install
 test-gpu: install ops
 	$(RUN) -m pytest -m gpu
 
-demo: install ops
+demo: install
+	@test -f checkpoints/toy/DVIS_Offline_toy_occluded.pth || \
+		{ echo "There are no weights in checkpoints/toy; make demo-train trains a model."; exit 1; }
+	$(RUN) datasets/generate_toy.py --level occluded --num-train 0 --num-val 10 --seed $(DEMO_SEED) \
+		--output $(DEMO)/toy_occluded_$(DEMO_SEED)
+	$(RUN) demo/compare.py --input $(DEMO)/toy_occluded_$(DEMO_SEED)/val/JPEGImages/$(DEMO_VIDEO) \
+		--truth $(DEMO)/toy_occluded_$(DEMO_SEED)/val.json --scale 3 --fps 6 \
+		--output $(DEMO)/side_by_side.mp4 --gif $(DEMO)/side_by_side.gif --json $(DEMO)/scores.json
+
+# make demo-train    data, training of a small MinVIS, evaluation, overlay video: from nothing, within minutes
+demo-train: install ops
 	$(RUN) datasets/generate_toy.py --output $(DETECTRON2_DATASETS)/toy
 	$(RUN) train_net_video.py --config-file configs/toy/MinVIS_toy.yaml --resume OUTPUT_DIR $(DEMO)
 	$(RUN) train_net_video.py --config-file configs/toy/MinVIS_toy.yaml --eval-only \

@@ -2,12 +2,13 @@
 """Segment a video with several models and draw the results side by side.
 
     python demo/compare.py --input clip.mp4 --output side_by_side.mp4 --gif side_by_side.gif \\
-        --model MinVIS configs/toy/MinVIS_toy_occluded.yaml minvis.pth \\
-        --model online configs/toy/DVIS_Online_toy_occluded.yaml online.pth \\
-        --model offline configs/toy/DVIS_Offline_toy_occluded.yaml offline.pth
+        --model MinVIS configs/ovis/MinVIS_R50.yaml minvis.pth \\
+        --model online configs/ovis/DVIS_Online_R50.yaml online.pth \\
+        --model offline configs/ovis/DVIS_Offline_R50.yaml offline.pth
 
-With --truth, an annotation file in YouTube-VIS form that has the input folder's video, it also prints scores
-and marks where an object goes on under another identity. INPUT is as for demo.py; nothing is shown.
+Without --model these are the toy models whose weights lie in checkpoints/toy. With --truth, an annotation
+file in YouTube-VIS form that has the input folder's video, it also prints scores and marks where an object
+goes on under another identity. INPUT is as for demo.py; nothing is shown.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ from dvis.video_io import VideoError, VideoSource, open_video, open_writer
 
 logger = logging.getLogger("dvis.compare")
 
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = [
+    [title, str(ROOT / "configs/toy" / f"{name}.yaml"), str(ROOT / "checkpoints/toy" / f"{name}.pth")]
+    for title, name in (
+        ("MinVIS", "MinVIS_toy_occluded"),
+        ("DVIS online", "DVIS_Online_toy_occluded"),
+        ("DVIS offline", "DVIS_Offline_toy_occluded"),
+    )
+]
+
 _ROWS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP_heavy": "AP heavily occluded"}
 
 
@@ -43,10 +54,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--model",
         nargs=3,
         action="append",
-        required=True,
         metavar=("TITLE", "YAML", "WEIGHTS"),
         dest="models",
-        help="may be given several times",
+        help="may be given several times; if not given, the shipped toy models",
     )
     parser.add_argument("--input", required=True, help="video file, folder, glob pattern or image")
     parser.add_argument("--output", required=True, help="video file or folder")
@@ -108,8 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
         video = open_video(args.input, args.fps)
         open_writer(args.output, video.fps)  # a wrong name shows now, not after the work
         truth = None if args.truth is None else load_truth(args.truth, Path(args.input).name)
-    titles = [title for title, _, _ in args.models]
-    results = [segment(title, path, weights, args.opts, video) for title, path, weights in args.models]
+    models = args.models or SHIPPED
+    titles = [title for title, _, _ in models]
+    results = [segment(title, path, weights, args.opts, video) for title, path, weights in models]
     if truth is not None and any(result.task != "vis" for result in results):
         sys.stderr.write("error: --truth is for instances (task vis)\n")
         return 2

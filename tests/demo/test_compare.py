@@ -50,6 +50,18 @@ def test_without_ground_truth(data_root: Path, tmp_path: Path, capsys: pytest.Ca
     assert not capsys.readouterr().out
 
 
+def test_shipped_models_are_the_default(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(Path(config).is_file() for _, config, _ in compare.SHIPPED)
+    monkeypatch.setattr(compare, "SHIPPED", [[title, config, ""] for title, config, _ in compare.SHIPPED])
+    source = ["--input", str(data_root / "toy" / "val" / "JPEGImages" / "val_0001")]
+    truth = ["--truth", str(data_root / "toy" / "val.json")]
+    assert compare.main([*source, *truth, "--output", str(tmp_path / "side.mp4"), "--opts", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {title} " in printed for title in ("MinVIS", "DVIS online", "DVIS offline"))
+
+
 def test_other_tasks_are_drawn_but_not_scored(
     data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
