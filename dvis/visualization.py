@@ -106,7 +106,13 @@ def draw_semantic(
 
 def _blend(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float) -> None:
     """Tint the masked pixels in place."""
-    canvas[mask] = (canvas[mask] * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+    import cv2
+
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = (slice(y, y + height), slice(x, x + width))
+    tint = np.full((height, width, 3), color, dtype=np.uint8)
+    tinted = cv2.addWeighted(canvas[box], 1 - alpha, tint, alpha, 0)
+    np.copyto(canvas[box], tinted, where=mask[box][..., None])
 
 
 def _inner_point(mask: np.ndarray) -> tuple[int, int]:
