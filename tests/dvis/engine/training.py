@@ -144,7 +144,6 @@ def _kill_in_save(moment: str, number: int) -> None:
 
 
 def _in_process(args: argparse.Namespace, kill: tuple[str, int] | None) -> None:
-    torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loading processes, as outside of tests
     os.setpgid(0, 0)
     if kill is not None:
@@ -160,7 +159,8 @@ def start(args: argparse.Namespace, kill: tuple[str, int] | None = None) -> Any:
         kill: what happens in which save, see :func:`_kill_in_save`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.dvis.engine.training"])
+    # An optimiser imports the second one, seconds long, when it is made.
+    context.set_forkserver_preload(["tests.dvis.engine.training", "torch._dynamo"])
     process = context.Process(target=_in_process, args=(args, kill))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # older Pythons do not tell the server their path
