@@ -27,7 +27,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -584,19 +584,29 @@ def _youtube_vis(year: str) -> list[DatasetSpec]:
     ]
 
 
+def _youtube_vis_2022() -> list[DatasetSpec]:
+    """The training split is that of 2021; the others have its videos ("short") and long ones."""
+    train = next(spec for spec in _youtube_vis("2021") if spec.name.endswith("train"))
+    specs = [replace(train, name="ytvis_2022_train")]
+    how = "download YouTube-VIS 2022 from https://youtube-vos.org (see datasets/README.md)"
+    for split, folder in (("val", "valid"), ("test", "test")):
+        for part in ("", "_short", "_long"):
+            specs.append(
+                DatasetSpec(
+                    f"ytvis_2022_{split}{part}",
+                    "video_instance",
+                    "ytvis_2021",
+                    f"ytvis_2022/{folder}/instances{part}.json",
+                    f"ytvis_2022/{folder}/JPEGImages",
+                    evaluator="ytvis",
+                    how_to_get=f"{how}, then: python datasets/prepare_ytvis_2022.py" if part else how,
+                )
+            )
+    return specs
+
+
 def _published() -> list[DatasetSpec]:
-    specs = [*_youtube_vis("2019"), *_youtube_vis("2021")]
-    specs.append(
-        DatasetSpec(
-            "ytvis_2022_val",
-            "video_instance",
-            "ytvis_2021",
-            "ytvis_2022/valid/instances.json",
-            "ytvis_2022/valid/JPEGImages",
-            evaluator="ytvis",
-            how_to_get="download YouTube-VIS 2022 from https://youtube-vos.org (see datasets/README.md)",
-        )
-    )
+    specs = [*_youtube_vis("2019"), *_youtube_vis("2021"), *_youtube_vis_2022()]
     for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
         specs.append(
             DatasetSpec(
@@ -619,7 +629,8 @@ def _published() -> list[DatasetSpec]:
                 "VIPSeg/VIPSeg_720P/images",
                 "VIPSeg/VIPSeg_720P/panomasksRGB",
                 evaluator="vps",
-                how_to_get="download VIPSeg and convert it to 720p (see datasets/README.md)",
+                how_to_get="download VIPSeg from https://github.com/VIPSeg-Dataset/VIPSeg-Dataset, then: "
+                "python datasets/prepare_vipseg.py --source FOLDER",
             )
         )
         specs.append(
@@ -630,7 +641,8 @@ def _published() -> list[DatasetSpec]:
                 f"VSPW_480p/{split}.txt",
                 "VSPW_480p/data",
                 evaluator="vss",
-                how_to_get="download VSPW_480p (see datasets/README.md)",
+                how_to_get="download VSPW_480p, or VSPW in full size and then: python "
+                "datasets/prepare_vspw.py --source FOLDER (see datasets/README.md)",
             )
         )
     for target in ("ytvis2019", "ytvis2021", "ovis"):
@@ -642,7 +654,7 @@ def _published() -> list[DatasetSpec]:
                     "coco_panoptic",
                     f"coco/annotations/coco2{target}_{split}.json",
                     f"coco/{split}2017",
-                    how_to_get=f"{_COCO} and convert it (see datasets/README.md)",
+                    how_to_get=f"{_COCO}, then: python datasets/prepare_coco.py",
                 )
             )
     for split in ("train", "val"):

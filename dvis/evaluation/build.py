@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator
 
-from dvis.data.datasets import DatasetSpec, get_spec
+from dvis.data.datasets import DATASETS, DatasetSpec, get_spec
 from dvis.evaluation.evaluator import VideoEvaluator
 from dvis.evaluation.metrics.video_ap import Protocol
 from dvis.evaluation.vps_evaluator import VPSEvaluator
@@ -70,8 +70,18 @@ def _instances(protocol: Protocol) -> Builder:
             folder,
             zip_results=packed,
             categories=spec.rows,
+            parts=_parts(spec),
         )
     )
+
+
+def _parts(spec: DatasetSpec) -> dict[str, Path]:
+    """Short and long videos of a split that is registered with both."""
+    return {
+        part: DATASETS[f"{spec.name}_{part}"].annotation_path
+        for part in ("short", "long")
+        if f"{spec.name}_{part}" in DATASETS
+    }
 
 
 # Evaluation protocol (the metadata's evaluator_type) -> evaluator.

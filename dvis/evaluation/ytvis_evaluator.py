@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from dvis.data.errors import BrokenDataError
 from dvis.data.files import read_json, write_json
 from dvis.data.rle import encode_mask, rle_areas, to_rle
 from dvis.evaluation.evaluator import VideoEvaluator
@@ -49,6 +50,8 @@ class YTVISEvaluator(VideoEvaluator):
         output_dir: folder of ``results.json``; None writes nothing.
         zip_results: see `VideoEvaluator`.
         categories: each with ``id`` and ``name``; empty: those of the annotation file.
+        parts: annotation files of parts of the split, by name, which are scored separately as well (rows
+            ``AP_<name>`` and so on); those that are not there are left out.
     """
 
     task = "vis"
@@ -63,10 +66,12 @@ class YTVISEvaluator(VideoEvaluator):
         *,
         zip_results: bool = False,
         categories: Sequence[Mapping[str, Any]] = (),
+        parts: Mapping[str, Path] | None = None,
     ) -> None:
         super().__init__(dataset_name, output_dir, zip_results=zip_results)
         self.annotation_path = Path(annotation_path)
         self.categories = list(categories)
+        self.parts = dict(parts or {})
         self.id_of_class = dict(id_of_class)
         self.protocol = protocol
 
@@ -127,7 +132,29 @@ class YTVISEvaluator(VideoEvaluator):
         )
         self.save_numbers(instance_numbers(result))
         logger.info("%s:\n%s", self.dataset_name, "\n".join(result.printed_rows()))
-        return {"segm": _report(result)}
+        return {"segm": {**_report(result), **self._report_parts(result, ground_truth)}}
+
+    def _report_parts(self, result: VideoAPResult, ground_truth: Mapping[str, Any]) -> dict[str, float]:
+        known = {video["id"] for video in ground_truth["videos"]}
+        report: dict[str, float] = {}
+        for name, path in self.parts.items():
+            if not path.is_file():
+                logger.info("%s is not there: its videos are not scored separately.", path)
+                continue
+            videos = {video["id"] for video in read_json(path)["videos"]}
+            if not videos <= known:
+                raise BrokenDataError(
+                    f"{path}, video {min(videos - known)}: not in {self.annotation_path}; divide that again"
+                )
+            part = result.restricted_to(videos)
+            rows = "\n".join(part.printed_rows())
+            logger.info("%s, %d videos of %s:\n%s", self.dataset_name, len(videos), path.name, rows)
+            report |= {
+                f"{title}_{name}": _percent(part.stats[row])
+                for title, row in _REPORTED.items()
+                if row in part.stats
+            }
+        return report
 
 
 def _as_videos(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""An own training and validation split of a data set in YouTube-VIS form, scored without a server."""
+"""Splits of data sets in YouTube-VIS form: own ones for training and validation, short and long videos."""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dvis.data.errors import BrokenDataError
+from dvis.data.errors import BrokenDataError, MissingDataError
 from dvis.data.files import read_json, write_json
 
-__all__ = ["choose_validation", "split_videos"]
+__all__ = ["choose_validation", "divide_by_length", "divide_by_reference", "split_videos"]
+
+logger = logging.getLogger(__name__)
 
 
 def split_videos(source: Path, train: Path, val: Path, num_val: int, seed: int = 0) -> tuple[int, int]:
@@ -48,6 +51,62 @@ def split_videos(source: Path, train: Path, val: Path, num_val: int, seed: int =
     return len(categories) - num_val, num_val
 
 
+def divide_by_reference(source: Path, reference: Path) -> tuple[int, int]:
+    """Divide a file into ``<stem>_short.json`` (videos of the reference) and ``<stem>_long.json`` (others).
+
+    YouTube-VIS 2022 has the videos of 2021 and long ones. Videos are known by the folder of their frames.
+
+    Returns:
+        numbers of short and of long videos.
+
+    Raises:
+        MissingDataError: if a file is missing.
+        BrokenDataError: if a file is broken or the reference has videos that the source lacks.
+    """
+    if not reference.is_file():
+        raise MissingDataError(
+            f"{reference.absolute()} is missing, whose videos are the short ones; or say how many frames a "
+            "long one has: --min-frames"
+        )
+    known = {_folder(video) for video in _read(reference)["videos"]}
+    lacking = known - {_folder(video) for video in _read(source)["videos"]}
+    if lacking:
+        raise BrokenDataError(
+            f"{source} lacks {len(lacking)} of the {len(known)} videos of {reference}: {min(lacking)}, ..."
+        )
+    return _divide(source, lambda video: _folder(video) not in known)
+
+
+def divide_by_length(source: Path, min_frames: int) -> tuple[int, int]:
+    """As `divide_by_reference`; videos of at least ``min_frames`` frames are long."""
+    return _divide(source, lambda video: len(video["file_names"]) >= min_frames)
+
+
+def _divide(source: Path, is_long: Callable[[Mapping[str, Any]], bool]) -> tuple[int, int]:
+    content = _read(source)
+    long = {video["id"] for video in content["videos"] if is_long(video)}
+    short = {video["id"] for video in content["videos"]} - long
+    for name, part in (("short", short), ("long", long)):
+        path = source.with_name(f"{source.stem}_{name}.json")
+        write_json(path, _part(content, part))
+        logger.info("%s: %d videos", path, len(part))
+    return len(short), len(long)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingDataError(f"{path.absolute()} is missing; see datasets/README.md")
+    content = read_json(path)
+    for video in content["videos"] if isinstance(content, dict) and "videos" in content else [{}]:
+        if not video.get("file_names"):
+            raise BrokenDataError(f"{path}, video {video.get('id', '?')}: no file_names")
+    return content
+
+
+def _folder(video: Mapping[str, Any]) -> str:
+    return video["file_names"][0].rpartition("/")[0]
+
+
 def choose_validation(categories: Mapping[Any, Collection[int]], num_val: int, seed: int) -> set[Any]:
     """Choose videos at random, but so that both parts have every category, as far as the numbers allow.
 
@@ -80,8 +139,7 @@ def choose_validation(categories: Mapping[Any, Collection[int]], num_val: int, s
 
 
 def _part(content: Mapping[str, Any], videos: Collection[Any]) -> dict[str, Any]:
-    return {
-        **content,
-        "videos": [video for video in content["videos"] if video["id"] in videos],
-        "annotations": [a for a in content["annotations"] if a["video_id"] in videos],
-    }
+    part = {**content, "videos": [video for video in content["videos"] if video["id"] in videos]}
+    if content.get("annotations"):  # absent or null where ground truth is not public
+        part["annotations"] = [a for a in content["annotations"] if a["video_id"] in videos]
+    return part

@@ -29,7 +29,9 @@ from dvis.data.errors import BrokenDataError, MissingDataError
 PUBLISHED = {
     **dict.fromkeys([f"ytvis_2019_{split}" for split in ("train", "val", "test")], 40),
     **dict.fromkeys([f"ytvis_2021_{split}" for split in ("train", "val", "test")], 40),
-    "ytvis_2022_val": 40,
+    **dict.fromkeys(
+        [f"ytvis_2022_{split}" for split in ("train", "val", "val_short", "val_long", "test")], 40
+    ),
     **dict.fromkeys([f"ovis_{split}" for split in ("train", "val", "test")], 25),
     **dict.fromkeys([f"panoVSPW_vps_video_{split}" for split in ("train", "val", "test")], 124),
     **dict.fromkeys([f"VSPW_vss_video_{split}" for split in ("train", "val", "test")], 124),
@@ -89,6 +91,25 @@ def test_missing_files_say_what_where_and_how(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingDataError, match=r"not set, which means ./datasets"):
         DatasetCatalog.get("ovis_train")
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        ("toy_vis_train", "generate_toy.py"),
+        ("panoVSPW_vps_video_train", "prepare_vipseg.py"),
+        ("VSPW_vss_video_val", "prepare_vspw.py"),
+        ("coco2ovis_train", "prepare_coco.py"),
+        ("ytvis_2022_val_long", "prepare_ytvis_2022.py"),
+    ],
+)
+def test_how_to_get_names_the_program(
+    name: str, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(MissingDataError, match=f"python datasets/{script}"):
+        get_spec(name).load()
+    assert (Path(__file__).parents[3] / "datasets" / script).is_file()
 
 
 def test_coco_mappings_lead_to_classes_of_the_same_thing() -> None:
