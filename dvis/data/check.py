@@ -85,10 +85,19 @@ def check_dataset(name_or_path: str, images: Path | None = None, masks: Path | N
             )
         sources = _Sources(path, images, masks)
     content = read_json(sources.annotations)
-    return _checker_of(content, sources.annotations)(content, sources)
+    return _checker_of(content, sources)(content, sources)
 
 
-def _checker_of(content: Any, path: Path) -> Callable[[dict[str, Any], _Sources], Report]:
+def _checker_of(content: Any, sources: _Sources) -> Callable[[dict[str, Any], _Sources], Report]:
+    """What looks at data of this form; a registered data set says which it should be."""
+    path = sources.annotations
+    kind = sources.spec.kind if sources.spec is not None else ""
+    if isinstance(content, dict) and kind.endswith("panoptic"):
+        keys = ("videos" if kind.startswith("video") else "images", "annotations")
+        missing = [key for key in keys if key not in content]
+        if missing:
+            raise BrokenDataError(f"{path}: {', '.join(missing)} missing")
+        return _check_panoptic_videos if kind.startswith("video") else _check_panoptic_images
     if isinstance(content, dict):
         first = next(iter(content.get("annotations") or [{}]))
         if "videos" in content:
@@ -408,7 +417,9 @@ def _has(entry: Mapping[str, Any], keys: Iterable[str], place: str, report: Repo
 
 
 def _check_categories(content: Mapping[str, Any], sources: _Sources, report: Report) -> dict[int, str]:
-    """Names by id, of those that are usable."""
+    """Names by id, of those that are usable; those of a user's file for categories replace the others."""
+    if sources.spec is not None and sources.spec.categories != sources.spec.annotations and sources.spec.rows:
+        return {row["id"]: row["name"] for row in sources.spec.rows}
     names_of: dict[int, str] = {}
     for category in content.get("categories") or []:
         place = f"{report.source}, category {category.get('id', '?')}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from dvis.data.label_images import read_class_map, read_segment_ids, segment_ids_to_rgb, write_png
@@ -247,3 +248,86 @@ def test_what_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             check_dataset.main([str(tmp_path / name)])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def configure(root: Path, **custom: Any) -> Path:
+    """A configuration with one data set of each form, all made from the toy under other names."""
+    instances = json.loads((root / "val.json").read_text())
+    for category in instances["categories"]:
+        category["name"] = f"my {category['name']}"
+    (root / "my_videos.json").write_text(json.dumps(instances))
+    images = {
+        "images": [{**video, "file_name": video["file_names"][0]} for video in instances["videos"]],
+        "annotations": [
+            {"id": a["id"], "image_id": a["video_id"], "category_id": a["category_id"], "segmentation": mask}
+            for a in instances["annotations"]
+            if (mask := a["segmentations"][0])
+        ],
+        "categories": instances["categories"],
+    }
+    (root / "my_images.json").write_text(json.dumps(images))
+    panoptic = json.loads((root / "vipseg/panoptic_gt_val.json").read_text())
+    (root / "my_classes.json").write_text(json.dumps(panoptic.pop("categories")))
+    (root / "my_segments.json").write_text(json.dumps(panoptic))
+    names = ["my_videos", "my_images", "my_segments", "my_maps"]
+    settings = {
+        # Names stay registered, and the tests have different folders.
+        "NAMES": [f"{name}_{root.parent.name}" for name in names],
+        "TYPES": ["video_instance", "image_instance", "video_panoptic", "video_semantic"],
+        "ANNOTATIONS": [*(str(root / f"{name}.json") for name in names[:3]), str(root / "vspw/val.txt")],
+        "IMAGES": ["toy/val/JPEGImages", "toy/val/JPEGImages", "toy/vipseg/images", "toy/vspw/data"],
+        "MASKS": ["", "", "toy/vipseg/panomasksRGB", ""],
+        "CATEGORIES": ["", "", str(root / "my_classes.json"), str(root / "my_classes.json")],
+        **custom,
+    }
+    config = {"DATASETS": {"CUSTOM": settings, "TRAIN": settings["NAMES"][:2], "TEST": settings["NAMES"][2:]}}
+    (root / "my.yaml").write_text(yaml.safe_dump(config))
+    return root / "my.yaml"
+
+
+def test_custom_data_sets_of_a_configuration(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(configure(root))
+    assert check_dataset.main(["--config-file", config]) == 0
+    output = capsys.readouterr().out
+    for name in ("my_videos.json", "my_images.json", "my_segments.json", "val.txt", "my disc", "sky"):
+        assert name in output
+    assert output.count(" 0 errors") + output.count("\n0 errors") == 4
+
+    edit_json(root / "my_segments.json", lambda c: c["annotations"][1]["annotations"].pop())
+    assert check_dataset.main(["--config-file", config]) == 1
+    error = f"error: {root / 'my_segments.json'}, video val_0001: 5 images, 4 annotated frames"
+    assert error in capsys.readouterr().out
+    assert check_dataset.main([f"my_videos_{root.parent.name}", "--config-file", config]) == 0
+
+    (root / "val/JPEGImages/val_0001/00000.jpg").unlink()
+    images = f"my_images_{root.parent.name}"
+    assert check_dataset.main([images, "--config-file", config]) == 1
+    assert "00000.jpg is missing" in capsys.readouterr().out
+
+
+def test_wrong_configurations_of_custom_data_sets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(configure(root, TYPES=["video"] * 4))
+    for arguments, message in (
+        (["--config-file", config], "'video' of my_videos"),
+        (["--config-file", str(root / "no.yaml")], "no.yaml: no such file"),
+        (
+            ["--config-file", config, "--opts", "DATASETS.CUSTOM.NAMES", "['a']"],
+            "has 4 entries for 1 data sets",
+        ),
+        ([], "name a data set, an annotation file, or a configuration"),
+        (["a", "b", "--images", "x"], "--images and --masks are the folders of one"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            check_dataset.main(arguments)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_panoptic_set_without_annotations_is_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_json(root / "vipseg/panoptic_gt_val.json", lambda c: c.update(annotations=[]))
+    assert check_dataset.main(["toy_vps_val"]) == 1
+    assert "video val_0000: 5 images, no annotated frames" in capsys.readouterr().out
+    edit_json(root / "vipseg/panoptic_gt_val.json", lambda c: c.pop("annotations"))
+    with pytest.raises(SystemExit):
+        check_dataset.main(["toy_vps_val"])
+    assert "panoptic_gt_val.json: annotations missing" in capsys.readouterr().err
