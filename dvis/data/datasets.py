@@ -470,16 +470,14 @@ def _annotation(
 
 
 def _segments(entry: Mapping[str, Any], class_of_id: Mapping[int, int], where: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": segment["id"],
-            "category_id": _class_index(
-                segment["category_id"], class_of_id, f"{where}, {entry['file_name']}, segment {segment['id']}"
-            ),
-            "iscrowd": segment.get("iscrowd", 0),
-        }
-        for segment in entry["segments_info"]
-    ]
+    found = []
+    for segment in entry["segments_info"]:
+        place = f"{where}, {entry['file_name']}, segment {segment['id']}"
+        if not isinstance(segment["id"], int) or not 0 <= segment["id"] < 2**24:
+            raise BrokenDataError(f"{place}: the id is not a number that the colours of a mask can stand for")
+        category = _class_index(segment["category_id"], class_of_id, place)
+        found.append({"id": segment["id"], "category_id": category, "iscrowd": segment.get("iscrowd", 0)})
+    return found
 
 
 def _class_index(category_id: Any, class_of_id: Mapping[int, int], where: str) -> int:

@@ -63,5 +63,5 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # wrong text or syntax, too many digits; too deep
         raise BrokenDataError(f"{path} is not valid JSON: {error}") from error

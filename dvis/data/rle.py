@@ -174,4 +174,4 @@ def _check_runs(runs: NDArray[Any], size: Any) -> None:
 
 
 def _is_side(side: Any) -> bool:
-    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side >= 0
+    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and int(side) >= 0
