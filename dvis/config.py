@@ -44,6 +44,10 @@ def add_dvis_config(cfg: CfgNode) -> None:
     # (ours) Each process passes its share of a batch through the model in so many parts, whose gradients are
     # added up before the optimiser steps. Less memory; IMS_PER_BATCH is the whole batch as ever.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # (ours) True: the losses of each clip are normalised by its own objects, and averaged over the clips of
+    # the batch, so that they do not depend on how a batch is divided among processes and accumulation steps.
+    # False, as published: by the objects of all clips that the processes work on at a time.
+    cfg.SOLVER.LOSS_PER_CLIP = False
     # (ours) Evaluation: go on after the videos that an interrupted evaluation of the same weights and
     # settings has finished (same OUTPUT_DIR); also pack the results as the benchmark's server takes them.
     cfg.TEST.RESUME = False

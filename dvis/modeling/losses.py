@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["masks_per_clip", "mean_losses"]
 
 
-def masks_per_clip(counts: Sequence[int], device: torch.device) -> list[float]:
+def masks_per_clip(counts: Sequence[int], device: torch.device, *, alone: bool = False) -> list[float]:
     """Normalisers of the mask losses: each clip's number of masks, averaged over processes, at least one.
 
     All processes call this together, before anything in the step can fail in one of them, and with equally
@@ -20,11 +20,12 @@ def masks_per_clip(counts: Sequence[int], device: torch.device) -> list[float]:
     Args:
         counts: number of masks of each clip of this process.
         device: where processes exchange them.
+        alone: take no average; the losses of a batch then do not depend on how processes share it.
 
     Source: Mask2Former (arXiv:2112.01527) normalises by the mean number over processes.
     """
     means = [float(count) for count in counts]
-    if comm.get_world_size() > 1:
+    if comm.get_world_size() > 1 and not alone:
         totals = torch.tensor(means, device=device)
         torch.distributed.all_reduce(totals)
         means = (totals / comm.get_world_size()).tolist()

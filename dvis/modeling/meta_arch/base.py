@@ -118,6 +118,7 @@ class VideoModel(nn.Module):
         deep_supervision: bool = True,
         label_from_last_frame: bool = False,
         non_finite: str = "stop",
+        loss_per_clip: bool = False,
     ) -> None:
         """
         Args:
@@ -135,6 +136,8 @@ class VideoModel(nn.Module):
             label_from_last_frame: see ``clip_targets``.
             non_finite: what happens if a matching cost or a loss is not finite: ``stop``, or ``skip`` the
                 batch with a warning.
+            loss_per_clip: whether each clip's losses are normalised by themselves; otherwise together with
+                those of the other clips and processes.
 
         Raises:
             ValueError: if ``non_finite`` is neither.
@@ -153,6 +156,7 @@ class VideoModel(nn.Module):
         self.deep_supervision = deep_supervision
         self.label_from_last_frame = label_from_last_frame
         self.non_finite = non_finite
+        self.loss_per_clip = loss_per_clip
         # Told of each batch that is not finite, the error, and whether the batch is skipped; may raise.
         self.on_non_finite: Callable[[Sequence[Mapping[str, Any]], NonFiniteError, bool], None] | None = None
         self.pixel_mean: Tensor
@@ -202,6 +206,7 @@ class VideoModel(nn.Module):
             "deep_supervision": settings.DEEP_SUPERVISION,
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
             "non_finite": cfg.SOLVER.NON_FINITE,
+            "loss_per_clip": cfg.SOLVER.LOSS_PER_CLIP,
         }
 
     # What a subclass provides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from einops import rearrange
 from torch import Tensor
 
+from dvis.modeling.losses import mean_losses
 from dvis.modeling.matching import gather_queries, match_frames
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.modeling.structures import LinkedOutput, SegmenterOutput
@@ -45,9 +47,33 @@ class MinVIS(VideoModel):
         """Losses with every frame as an independent image, that is a clip with T = 1."""
         segmented = self.segment(frames, with_masks=True, with_aux=self.deep_supervision)
         assert segmented.masks is not None
-        outputs: dict[str, Any] = _as_images(segmented.logits, segmented.masks)
-        outputs["aux_outputs"] = [_as_images(logits, masks) for logits, masks in segmented.aux]
-        return self.criterion(outputs, [frame for clip in targets for frame in frame_targets(clip)])
+        layers = [(segmented.logits, segmented.masks), *segmented.aux]
+        if not self.loss_per_clip:
+            return self._image_losses(layers, targets)
+        losses = []
+        for b, target in enumerate(targets):
+            clip = slice(b, b + 1)
+            num_masks = max(float(sum(len(frame["labels"]) for frame in frame_targets(target))), 1.0)
+            outputs = [(logits[clip], masks[clip]) for logits, masks in layers]
+            losses.append(self._image_losses(outputs, [target], num_masks))
+        return mean_losses(losses)
+
+    def _image_losses(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        targets: Sequence[dict[str, Tensor]],
+        num_masks: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of clips as images.
+
+        Args:
+            layers: class logits ``B T Q K+1`` and mask logits ``B Q T h w``, of the last layer first.
+            targets: of each clip.
+            num_masks: normaliser of the mask losses, see ``SetCriterion``.
+        """
+        final, *aux = (_as_images(logits, masks) for logits, masks in layers)
+        images = [frame for clip in targets for frame in frame_targets(clip)]
+        return self.criterion({**final, "aux_outputs": aux}, images, num_masks=num_masks)
 
     @property
     def num_aux_layers(self) -> int:

@@ -74,7 +74,9 @@ class DVIS_offline(VideoModel):
         In the first part of the schedule objects are assigned by the tracker's predictions (equation 7),
         with the mean of its class logits over time; afterwards by those of each refiner layer (equation 6).
         """
-        normalizers = masks_per_clip([len(clip["ids"]) for clip in targets], frames.device)
+        normalizers = masks_per_clip(
+            [len(clip["ids"]) for clip in targets], frames.device, alone=self.loss_per_clip
+        )
         with torch.no_grad():
             segmented = self.segment(frames)
             linked, _ = self.link(segmented, None)

@@ -63,7 +63,9 @@ class DVIS_online(VideoModel):
         In the first part of the schedule objects are assigned by the segmenter's predictions, put in slot
         order (equation 4), afterwards by those of each tracker layer (equation 3).
         """
-        normalizers = masks_per_clip([clip["ids"].numel() for clip in targets], frames.device)
+        normalizers = masks_per_clip(
+            [clip["ids"].numel() for clip in targets], frames.device, alone=self.loss_per_clip
+        )
         segmented = self.segment(frames)
         linked, _ = self.tracker(segmented.queries)
         guided = self.schedule.advance()
