@@ -48,7 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--raw-masks", action="store_true", help="vss: masks as VSPW ships them: 0 is void, 1 the first class"
     )
     parser.add_argument(
-        "--categories", default="vipseg_vspw", help="vss: category table (file name in dvis/data/categories)"
+        "--categories",
+        default="vipseg_vspw",
+        help="vss: vipseg_vspw, toy_vps, or a JSON file with a list of {id, name}",
     )
     parser.add_argument("--min-frames", type=int, help="ytvis, ovis: only videos of at least this length")
     parser.add_argument("--max-frames", type=int, help="ytvis, ovis: only videos of at most this length")

@@ -40,6 +40,7 @@ __all__ = ["TASKS", "Chart", "Evaluation", "Options", "VideoScore", "evaluate_fi
 
 Score = float | None
 NUM_LENGTH_GROUPS = 4
+TABLES = ("vipseg_vspw", "toy_vps")  # with ids as in masks of VSS
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Options:
         images: folder of the frames, for strips.
         windows: VPS: window lengths of VPQ; empty: those of the public script.
         raw_masks: VSS: whether ground truth is coded as VSPW ships it.
-        categories: VSS: name of the category table.
+        categories: VSS: name of the category table, or a JSON file with a list of {id, name}.
         frames: VIS: shortest and longest video (frames) to evaluate; None: no limit.
         details: VIS: whether charts and scores of single videos are made, which takes as long as the rest.
     """
@@ -324,8 +325,7 @@ def _evaluate_panoptic_images(gt: Path, pred: Path, options: Options) -> Evaluat
 def _evaluate_video_semantic(gt: Path, pred: Path, options: Options) -> Evaluation:
     truth = layout.find_semantic_videos(gt)
     pred_root = layout.find_semantic_prediction(pred, truth.videos)
-    rows = sorted(load_categories(options.categories), key=lambda row: row["id"])
-    names = [row["name"] for row in rows]
+    names = _class_names(options.categories)
     scores = list(semantic_scores(truth.root, truth.videos, pred_root, options.raw_masks, len(names)))
     numbers = semantic_numbers(scores)
     iou = numbers["iou_per_class_with_ground_truth"]
@@ -430,6 +430,23 @@ def _by_length(title: str, videos: Sequence[VideoScore], label: str) -> Chart:
     groups = length_groups({video.name: video.num_frames for video in videos})
     means = {group: _mean(score_of[name] for name in names) for group, names in groups.items()}
     return _bars(title, means, label, sort=False)
+
+
+def _class_names(categories: str) -> list[str]:
+    """Names of a table by its name, or of the user's own JSON file, in the order of the ids 0, 1, 2, ..."""
+    if Path(categories).suffix == ".json":
+        content = read_json(categories)
+        rows = content.get("categories") if isinstance(content, dict) else content
+    elif categories in TABLES:
+        rows = load_categories(categories)
+    else:
+        raise ValueError(f"categories are a JSON file or one of {', '.join(TABLES)}, not {categories!r}")
+    if not rows or not all(isinstance(row, dict) and {"id", "name"} <= row.keys() for row in rows):
+        raise ValueError(f"{categories}: expected a list of {{id, name}}")
+    rows = sorted(rows, key=lambda row: row["id"])
+    if [row["id"] for row in rows] != list(range(len(rows))):
+        raise ValueError(f"{categories}: ids must be 0, 1, 2, ..., got {[row['id'] for row in rows]}")
+    return [row["name"] for row in rows]
 
 
 def _require_keys(content: Any, keys: Sequence[str], file: Path) -> None:

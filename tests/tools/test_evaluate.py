@@ -223,3 +223,22 @@ def test_errors_are_one_line(
     assert stop.value.code == 2
     assert re.fullmatch(message + "\n", capsys.readouterr().err)
     assert not (tmp_path / "out.json").exists()
+
+
+def test_classes_of_own_data(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (tmp_path, "vss", toy / "toy/vspw", toy / "vss", "--categories")
+    rows = [{"id": k, "name": f"mine {k}"} for k in range(12)]
+    (tmp_path / "mine.json").write_text(json.dumps({"categories": rows[::-1]}))
+    run(*arguments, str(tmp_path / "mine.json"), "--csv", str(tmp_path / "mine.csv"))
+    with (tmp_path / "mine.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == [f"mine {k}" for k in range(12)]
+    (tmp_path / "gap.json").write_text(json.dumps(rows[1:]))
+    (tmp_path / "odd.json").write_text("[3]")
+    for name, message in (
+        ("vspw", "one of vipseg_vspw, toy_vps, not 'vspw'"),
+        (str(tmp_path / "gap.json"), "gap.json: ids must be 0, 1, 2, ..., got [1, 2, "),
+        (str(tmp_path / "odd.json"), "odd.json: expected a list of {id, name}"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*arguments, name)
+        assert message in capsys.readouterr().err
