@@ -160,11 +160,9 @@ def test_every_change_is_a_setting_that_exists() -> None:
 
 @pytest.mark.slow
 def test_smallest_table_for_real(tmp_path: Path) -> None:
-    scale = ["--iterations-scale", "0.001"]
-    code = ablation.main(
-        ["--output", str(tmp_path), "--level", "easy", "--seeds", "0", "--only", "cross_attention"]
-        + [*scale, "--opts", *TINY, "MODEL.TRACKER.DECODER_LAYERS", "1"]
-    )
+    options = ["--level", "easy", "--seeds", "0", "--iterations-scale", "0.001", "--only", "cross_attention"]
+    changes = [*TINY, "MODEL.TRACKER.DECODER_LAYERS", "1"]
+    code = ablation.main(["--output", str(tmp_path), *options, "--opts", *changes])
     assert code == 0
     result = json.loads((tmp_path / "seed0" / "DVIS_Online.json").read_text())
     assert 0 <= result["stats"]["AP"] <= 1
