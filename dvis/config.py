@@ -236,12 +236,18 @@ def _check_file(path: Path, cfg: CfgNode, parents: tuple[Path, ...]) -> None:
         raise ValueError(f"config {path}{origin}: the files are bases of each other")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # syntax; text, dates and numbers; too deep
         raise ValueError(f"config {path}{origin}: not valid YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"config {path}{origin}: expected `KEY: value` lines, got {type(content).__name__}")
     bases = content.get("_BASE_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"config {path}{origin}: _BASE_ must be a path or a list of paths, got {bases!r}")
+    if content.get("VERSION", 2) != 2:
+        # Older files have other names for some keys; detectron2 would guess.
+        raise ValueError(f"config {path}{origin}: VERSION must be 2, got {content['VERSION']!r}")
+    for base in bases:
         _check_file(path.parent / Path(base).expanduser(), cfg, (*parents, path.resolve()))
     valid = dict(flatten(cfg))
     for key, value in flatten(content):

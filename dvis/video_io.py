@@ -155,7 +155,7 @@ class _FileSource(VideoSource):
         if self.path.stat().st_size == 0:
             raise VideoError(f"{self.path}: the file is empty")
         try:
-            container = av.open(str(self.path))
+            container = av.open(str(self.path), metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise VideoError(f"{self.path}: not a video that FFmpeg can open ({error})") from error
         if not container.streams.video:
