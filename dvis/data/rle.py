@@ -84,6 +84,50 @@ def check_rle(rle: Rle) -> None:
     _check_runs(run_lengths(rle["counts"]), rle["size"])
 
 
+def are_sound(rles: Sequence[Rle]) -> bool:
+    """Whether `check_rle` would accept all of these compressed codes; several times faster than one by one.
+
+    It may say no to codes that are merely unusual, never yes to a broken one. Sizes must be two numbers.
+    """
+    if not rles:
+        return True
+    texts = [rle["counts"] for rle in rles]
+    if not all(isinstance(text, (bytes, str)) and text for text in texts):
+        return False
+    raw = [text.encode("latin-1", errors="replace") if isinstance(text, str) else text for text in texts]
+    digits = np.frombuffer(b"".join(raw), dtype=np.uint8) - np.uint8(48)
+    last = digits < 32  # of a run: without the continuation flag
+    code_ends = np.cumsum([len(text) for text in raw])
+    if (digits > 63).any() or not last[code_ends - 1].all():
+        return False
+    ends = np.flatnonzero(last)
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > _MAX_DIGITS:
+        return False
+    values = (digits[ends] & np.uint8(0x1F)).astype(np.int64)
+    values -= (values & 0x10) << 1  # the highest digit has the sign
+    for place in range(2, int(lengths.max()) + 1):
+        longer = np.flatnonzero(lengths >= place)
+        values[longer] = (values[longer] << 5) + (digits[ends[longer] - place + 1] & np.uint8(0x1F))
+    # Runs as pairs of zeros and ones, a code beginning a row: what is added up lies one below the other.
+    first = np.concatenate(([0], np.searchsorted(ends, code_ends[:-1] - 1, side="right")))
+    number = np.diff(first, append=len(ends))
+    row = np.concatenate(([0], np.cumsum((number + 1) // 2)))
+    pairs = np.zeros((row[-1], 2), np.int64)
+    flat = pairs.reshape(-1)
+    flat[np.arange(len(ends)) + np.repeat(2 * row[:-1] - first, number)] = values
+    pairs[row[:-1], 0] = 0  # the first run stands alone
+    totals = np.cumsum(pairs, axis=0)
+    before = np.where(row[:-1, None] > 0, totals[row[:-1] - 1], 0)
+    totals -= np.repeat(before, np.diff(row), axis=0)
+    totals[row[:-1], 0] = values[first]
+    totals[row[1:][number % 2 == 1] - 1, 1] = 0  # no run there
+    pixels = [rle["size"][0] * rle["size"][1] for rle in rles]
+    if max(pixels) > _MAX_PIXELS:
+        return False
+    return bool((totals >= 0).all() and (np.add.reduceat(totals.sum(axis=1), row[:-1]) == pixels).all())
+
+
 def run_lengths(counts: bytes | str) -> NDArray[np.int64]:
     """Decode the text of a compressed code into its run lengths.
 

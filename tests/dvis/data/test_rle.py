@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from dvis.data.rle import check_rle, decode_rle, encode_mask, rle_areas, run_lengths, to_rle
+from dvis.data.rle import are_sound, check_rle, decode_rle, encode_mask, rle_areas, run_lengths, to_rle
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -22,6 +26,38 @@ def test_round_trip_and_runs(seed: int) -> None:
     assert runs[1::2].sum() == mask.sum()
     uncompressed = to_rle({"size": [height, width], "counts": runs.tolist()}, 0, 0)
     np.testing.assert_array_equal(decode_rle(uncompressed), mask)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 8)), min_size=1, max_size=6))
+def test_many_codes_are_judged_as_one_by_one(codes: list[tuple[int, int]]) -> None:
+    """Each code is a random mask; most kinds of damage make it unsound."""
+    rles = []
+    for seed, damage in codes:
+        rng = np.random.default_rng(seed)
+        rle = encode_mask(rng.random(rng.integers(1, 60, 2)) < rng.choice([0.02, 0.3, 1.0]))
+        text = list(rle["counts"])
+        place = int(rng.integers(len(text)))
+        if damage == 1:
+            text[place] = chr(int(rng.integers(30, 130)))
+        elif damage == 2:
+            del text[place:]
+        elif damage == 3:
+            text.insert(place, chr(int(rng.integers(48, 112))))
+        elif damage == 4:
+            text[place:place] = ["o"] * 7
+        elif damage == 5:
+            rle["size"][0] += 1
+        rles.append({**rle, "counts": "".join(text)})
+
+    def is_sound(rle: dict[str, Any]) -> bool:
+        try:
+            check_rle(rle)
+        except ValueError:
+            return False
+        return True
+
+    assert are_sound(rles) == all(is_sound(rle) for rle in rles)
+    assert are_sound([{**rle, "counts": rle["counts"].encode("latin-1")} for rle in rles]) == are_sound(rles)
 
 
 def test_areas_of_many_codes() -> None:
