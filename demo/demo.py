@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,6 +33,27 @@ from dvis.video_io import VideoError, VideoSource, open_video, open_writer
 logger = logging.getLogger("dvis.demo")
 
 
+def finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def positive(text: str) -> float:
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,9 +66,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--results", metavar="JSON", help="also write scores, labels, ids and run-length masks"
     )
-    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="of instances to draw")
-    parser.add_argument("--scale", type=int, default=1, help="enlarge the output, for small videos")
-    parser.add_argument("--fps", type=float, help="frame rate of a folder of frames (default 10)")
+    parser.add_argument("--confidence-threshold", type=finite, default=0.3, help="of instances to draw")
+    parser.add_argument("--scale", type=positive_int, default=1, help="enlarge the output, for small videos")
+    parser.add_argument("--fps", type=positive, help="frame rate of a folder of frames (default 10)")
     parser.add_argument(
         "--stream", action="store_true", help="draw frame by frame as they come, in constant memory"
     )

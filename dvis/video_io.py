@@ -27,6 +27,7 @@ Frame = np.ndarray  # H W 3, uint8, RGB
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi"}
 DEFAULT_FPS = 10.0  # of a folder of frames, which does not say
+MIN_FPS, MAX_FPS = 0.01, 1000.0
 
 
 class VideoError(ValueError):
@@ -141,7 +142,8 @@ class _FileSource(VideoSource):
         with self._open() as container:
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
-            self.fps = float(rate) if rate else 25.0
+            # A damaged header may say anything.
+            self.fps = float(rate) if rate and MIN_FPS <= rate <= MAX_FPS else 25.0
             duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
             self.num_frames = stream.frames or round(duration * self.fps) or None
         first = next(iter(self), None)
@@ -231,13 +233,15 @@ class VideoWriter:
         crf: quality of x264, 0 (lossless) to 51; 20 is visually good.
 
     Raises:
-        VideoError: if the suffix is unknown or the file cannot be written.
+        VideoError: if the suffix is unknown, the frame rate is none, or the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float, crf: int = 20) -> None:
         self.path = Path(path)
         if self.path.suffix.lower() not in VIDEO_SUFFIXES:
             raise VideoError(f"{path}: write a video as one of {', '.join(sorted(VIDEO_SUFFIXES))}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise VideoError(f"{path}: frames per second must be {MIN_FPS} to {MAX_FPS:.0f}, got {fps}")
         self.num_frames = 0
         self._rate = Fraction(fps).limit_denominator(1001)
         self._crf = crf
