@@ -113,7 +113,6 @@ def as_table(titles: list[str], scores: list[dict[str, float]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("dvis.checkpoint").setLevel(logging.WARNING)
     with clear_errors():
         video = open_video(args.input, args.fps)
         open_writer(args.output, video.fps)  # a wrong name shows now, not after the work

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import platform
 import statistics
 import sys
@@ -313,7 +312,6 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.frames < 1 or args.repeats < 0:
         parser.error("--frames is at least 1, --repeats at least 0")
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
     results = {}
     for path in args.configs:
         with clear_errors():
