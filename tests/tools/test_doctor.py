@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import importlib.metadata
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dvis.data.toy import ToySettings, generate
 from tools import doctor
 
 
@@ -31,3 +35,41 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     output = capsys.readouterr().out
     assert "TO DO: scipy cannot be imported: pip install -r requirements.txt" in output
     assert "OK" not in output.splitlines()
+
+
+def test_every_requirement_is_looked_at() -> None:
+    found = dict(doctor.requirements())
+    assert {"torch", "numpy", "av", "opencv-python-headless"} <= found.keys()
+    assert found["torch"] == "2.4"
+
+
+def test_old_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    original = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "9.5.1" if name == "pillow" else original(name)
+    )
+    assert doctor.main() == 1
+    assert "TO DO: pillow 9.5.1 is older than 10.1: pip install --upgrade" in capsys.readouterr().out
+
+
+def test_what_is_used_and_where_data_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(tmp_path / "toy", ToySettings(num_train=1, num_val=1, height=32, width=40, length=2), workers=1)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert doctor.main() == 0
+    output = capsys.readouterr().out
+    assert "op used" in output
+    assert f"{tmp_path} (set by DETECTRON2_DATASETS)" in output
+    assert "toy_vis_train" in output
+    shutil.rmtree(tmp_path / "toy" / "train" / "JPEGImages")
+    assert doctor.main() == 1
+    assert "TO DO: toy_vis_train has annotations, but lacks images" in capsys.readouterr().out
+
+
+def test_data_root_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    assert doctor.main() == 1
+    assert "nowhere, which does not exist: create or correct it" in capsys.readouterr().out
