@@ -27,10 +27,13 @@ from pycocotools import mask as mask_utils
 
 from dvis.data.errors import BrokenDataError
 from dvis.data.rle import Rle, rle_areas, to_rle
+from dvis.evaluation.metrics.processes import map_in_processes, num_cores
 
 logger = logging.getLogger(__name__)
 
 Protocol = Literal["ytvis", "ovis"]
+_Key = tuple[int, int]  # video id, category id
+MANY_MASKS = 50_000  # predicted masks; with fewer, starting processes takes as long as the work
 
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
@@ -122,7 +125,10 @@ class VideoAPResult:
 
 
 def evaluate_video_ap(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], protocol: Protocol = "ytvis"
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    protocol: Protocol = "ytvis",
+    workers: int | None = None,
 ) -> VideoAPResult:
     """Score predicted tubes against ground truth in YouTube-VIS or OVIS form.
 
@@ -132,6 +138,7 @@ def evaluate_video_ap(
         results: decoded JSON list of ``{video_id, category_id, score, segmentations}``; category ids
             are those of the data set.
         protocol: ``"ytvis"``, or ``"ovis"`` for occlusion levels and strict tube lengths.
+        workers: processes; None: one per core, if there is enough to do.
 
     Returns:
         The curves and rows. Without predictions every row with objects is 0; without objects it is -1.
@@ -153,30 +160,25 @@ def evaluate_video_ap(
 
     video_ids = {video["id"] for video in ground_truth["videos"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
-    objects = _read_objects(ground_truth, protocol)
-    tubes = _read_predictions(results, video_ids, category_ids)
+    inputs = _Inputs(
+        protocol,
+        {video["id"]: video for video in ground_truth["videos"]},
+        _group_objects(ground_truth, protocol),
+        _group_predictions(results, video_ids, category_ids),
+    )
+    if workers is None:
+        workers = num_cores() if inputs.num_masks >= MANY_MASKS else 1
+    found = map_in_processes(inputs.evaluate, inputs.keys, workers)
+    evaluated = dict(zip(inputs.keys, found, strict=True))
 
-    iou_matrices: dict[tuple[int, int], NDArray[np.float64]] = {}
-    empty_pairs: dict[tuple[int, int], int] = {}
-    for key in sorted(objects.keys() & tubes.keys()):
-        iou_matrices[key], empty = _tube_iou(tubes[key], objects[key], key, protocol)
-        if empty:
-            empty_pairs[key] = empty
+    iou_matrices = {key: iou for key, (_, iou, _) in evaluated.items() if iou is not None}
+    empty_pairs = {key: empty for key, (_, _, empty) in evaluated.items() if empty}
     if empty_pairs:
         logger.warning(
             "%d pairs of prediction and object have no pixel in common frames of equal size; their IoU is 0.",
             sum(empty_pairs.values()),
         )
-
-    matches = {
-        key: _match_video(
-            tubes.get(key),
-            objects.get(key),
-            iou_matrices.get(key),
-            list(_occlusion_ranges(protocol).values()),
-        )
-        for key in sorted(objects.keys() | tubes.keys())
-    }
+    matches = {key: match for key, (match, _, _) in evaluated.items()}
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     return _pool(protocol, names, matches, iou_matrices, empty_pairs)
 
@@ -284,10 +286,47 @@ def _mean_of_nonzero(values: Iterable[float | None]) -> float:
     return float(np.array(kept).mean()) if kept else 0.0
 
 
-def _read_objects(ground_truth: Mapping[str, Any], protocol: Protocol) -> dict[tuple[int, int], _Objects]:
-    """Group the objects by (video id, category id), masks as compressed codes."""
-    videos = {video["id"]: video for video in ground_truth["videos"]}
-    grouped: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+@dataclass
+class _Inputs:
+    """Everything by (video id, category id), as it is in the files."""
+
+    protocol: Protocol
+    videos: dict[int, Mapping[str, Any]]
+    objects: dict[_Key, list[Mapping[str, Any]]]
+    predictions: dict[_Key, list[tuple[int, Mapping[str, Any]]]]  # with their numbers in the list of results
+
+    @property
+    def keys(self) -> list[_Key]:
+        return sorted(self.objects.keys() | self.predictions.keys())
+
+    @property
+    def num_masks(self) -> int:
+        return sum(len(result["segmentations"]) for items in self.predictions.values() for _, result in items)
+
+    def evaluate(self, key: _Key) -> tuple[_VideoMatches, NDArray[np.float64] | None, int]:
+        """Match one category in one video.
+
+        Returns:
+            the matches; where both sides are present, the tube IoU ``D G`` and the number of empty unions.
+        """
+        objects = tubes = iou = None
+        empty = 0
+        if key in self.objects:
+            objects = _read_objects(self.objects[key], self.videos[key[0]], key, self.protocol)
+        if key in self.predictions:
+            tubes = _read_predictions(self.predictions[key], key)
+        if objects is not None and tubes is not None:
+            iou, empty = _tube_iou(tubes, objects, key, self.protocol)
+        levels = list(_occlusion_ranges(self.protocol).values())
+        return _match_video(tubes, objects, iou, levels), iou, empty
+
+
+def _group_objects(
+    ground_truth: Mapping[str, Any], protocol: Protocol
+) -> dict[_Key, list[Mapping[str, Any]]]:
+    """Objects by (video id, category id), in file order, with all that is needed."""
+    videos = {video["id"] for video in ground_truth["videos"]}
+    grouped: dict[_Key, list[Mapping[str, Any]]] = defaultdict(list)
     required = ["id", "video_id", "category_id", "iscrowd", "segmentations", "areas"]
     if protocol == "ovis":
         required.append("occlusion")
@@ -309,27 +348,30 @@ def _read_objects(ground_truth: Mapping[str, Any], protocol: Protocol) -> dict[t
                 "An annotation of the ground truth has id 0. The official programs take a match with it "
                 "for no match; so does this one. Number annotations from 1."
             )
-    objects = {}
-    for key, members in grouped.items():
-        video = videos[key[0]]
-        masks, occlusions = [], []
-        for annotation in members:
-            where = f"video {key[0]}, annotation {annotation['id']} of the ground truth"
-            masks.append(_to_rles(annotation["segmentations"], video["height"], video["width"], where))
-            try:
-                occlusions.append(occlusion_score(annotation["occlusion"]) if protocol == "ovis" else 0.0)
-            except ValueError as error:
-                raise BrokenDataError(f"{where}: {error}") from error
-        objects[key] = _Objects(
-            masks=masks,
-            frame_areas=_frame_areas(masks, f"an object of video {key[0]}, category {key[1]}"),
-            areas=np.array([_mean_of_nonzero(annotation["areas"]) for annotation in members]),
-            occlusions=np.array(occlusions),
-            crowd=np.array([bool(annotation["iscrowd"]) for annotation in members]),
-            # The official programs store the matched object's id and read 0 as "not matched".
-            counts_as_match=np.array([annotation["id"] != 0 for annotation in members]),
-        )
-    return objects
+    return dict(grouped)
+
+
+def _read_objects(
+    members: Sequence[Mapping[str, Any]], video: Mapping[str, Any], key: _Key, protocol: Protocol
+) -> _Objects:
+    """Objects of one group, masks as compressed codes."""
+    masks, occlusions = [], []
+    for annotation in members:
+        where = f"video {key[0]}, annotation {annotation['id']} of the ground truth"
+        masks.append(_to_rles(annotation["segmentations"], video["height"], video["width"], where))
+        try:
+            occlusions.append(occlusion_score(annotation["occlusion"]) if protocol == "ovis" else 0.0)
+        except ValueError as error:
+            raise BrokenDataError(f"{where}: {error}") from error
+    return _Objects(
+        masks=masks,
+        frame_areas=_frame_areas(masks, f"an object of video {key[0]}, category {key[1]}"),
+        areas=np.array([_mean_of_nonzero(annotation["areas"]) for annotation in members]),
+        occlusions=np.array(occlusions),
+        crowd=np.array([bool(annotation["iscrowd"]) for annotation in members]),
+        # The official programs store the matched object's id and read 0 as "not matched".
+        counts_as_match=np.array([annotation["id"] != 0 for annotation in members]),
+    )
 
 
 def _to_rles(segmentations: Sequence[Any], height: int, width: int, where: str) -> list[Rle | None]:
@@ -342,11 +384,11 @@ def _to_rles(segmentations: Sequence[Any], height: int, width: int, where: str) 
     return rles
 
 
-def _read_predictions(
+def _group_predictions(
     results: Sequence[Mapping[str, Any]], video_ids: set[int], category_ids: set[int]
-) -> dict[tuple[int, int], _Tubes]:
-    """Group predictions by (video id, category id), sorted by score, cut to the largest detection limit."""
-    grouped: dict[tuple[int, int], list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
+) -> dict[_Key, list[tuple[int, Mapping[str, Any]]]]:
+    """Predictions by (video id, category id), in file order, with their places in the file."""
+    grouped: dict[_Key, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
     unknown_categories: set[int] = set()
     for index, result in enumerate(results):
         for name in ("video_id", "category_id", "score", "segmentations"):
@@ -365,24 +407,24 @@ def _read_predictions(
             "Predictions of categories unknown to the ground truth are dropped: %s", unknown_categories
         )
 
-    tubes = {}
-    for key, items in grouped.items():
-        order = np.argsort([-float(result["score"]) for _, result in items], kind="stable")[
-            : MAX_DETECTIONS[-1]
-        ]
-        items = [items[i] for i in order]
-        masks = []
-        for index, result in items:
-            where = f"prediction {index} of video {key[0]}"
-            masks.append(_to_rles(result["segmentations"], 0, 0, where))
-        frame_areas = _frame_areas(masks, f"a prediction of video {key[0]}, category {key[1]}")
-        tubes[key] = _Tubes(
-            masks=masks,
-            frame_areas=frame_areas,
-            areas=np.array([_mean_of_nonzero(areas) for areas in frame_areas]),
-            scores=np.array([float(result["score"]) for _, result in items]),
-        )
-    return tubes
+    return dict(grouped)
+
+
+def _read_predictions(items: Sequence[tuple[int, Mapping[str, Any]]], key: _Key) -> _Tubes:
+    """Predictions of one group, sorted by score, cut to the largest detection limit."""
+    order = np.argsort([-float(result["score"]) for _, result in items], kind="stable")
+    items = [items[i] for i in order[: MAX_DETECTIONS[-1]]]
+    masks = [
+        _to_rles(result["segmentations"], 0, 0, f"prediction {index} of video {key[0]}")
+        for index, result in items
+    ]
+    frame_areas = _frame_areas(masks, f"a prediction of video {key[0]}, category {key[1]}")
+    return _Tubes(
+        masks=masks,
+        frame_areas=frame_areas,
+        areas=np.array([_mean_of_nonzero(areas) for areas in frame_areas]),
+        scores=np.array([float(result["score"]) for _, result in items]),
+    )
 
 
 def _frame_areas(masks: list[list[Rle | None]], where: str) -> list[NDArray[np.float64]]:

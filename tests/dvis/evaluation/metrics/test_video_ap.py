@@ -170,6 +170,23 @@ def test_more_codes_than_pycocotools_counts_at_once() -> None:
     np.testing.assert_allclose(evaluate_video_ap(gt, results).precision, precision, atol=1e-12)
 
 
+@pytest.mark.parametrize("task", ["ytvis", "ovis"])
+def test_several_processes_find_the_same(task: str) -> None:
+    gt, results = load(task, "standard")
+    alone, shared = (evaluate_video_ap(gt, results, task, workers=workers) for workers in (1, 3))
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
+    assert alone.stats == shared.stats
+    assert alone.iou_matrices.keys() == shared.iou_matrices.keys()
+    assert alone.empty_pairs == shared.empty_pairs
+
+    gt["annotations"][-1]["segmentations"][0] = {"size": [10, 10], "counts": [3, 4]}
+    with pytest.raises(
+        BrokenDataError, match=rf"annotation {gt['annotations'][-1]['id']} .*frame 0: .*cover 7"
+    ):
+        evaluate_video_ap(gt, results, task, workers=3)
+
+
 def test_broken_input_is_named() -> None:
     gt, results = load("ovis", "standard")
     with pytest.raises(ValueError, match="'ytvis' or 'ovis'"):
