@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import detectron2_fallback  # noqa: F401  isort: skip  (first: a program of its own finds detectron2)
+
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
