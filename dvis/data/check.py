@@ -21,6 +21,7 @@ from dvis.data.datasets import DATASETS, DatasetSpec, get_spec
 from dvis.data.errors import BrokenDataError
 from dvis.data.files import read_json
 from dvis.data.label_images import read_class_map, read_segment_ids
+from dvis.data.readers import UNREADABLE
 from dvis.data.rle import checked_rle, rle_areas
 
 __all__ = ["Report", "check_dataset"]
@@ -483,7 +484,7 @@ def _read_size(path: Path) -> tuple[tuple[int, int], str]:
         with Image.open(path) as image:
             image.load()
             return (image.height, image.width), ""
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports broken files by any of these
+    except UNREADABLE as error:
         return (0, 0), f"{path} cannot be read: {error}"
 
 

@@ -31,6 +31,9 @@ __all__ = [
 
 Record = Mapping[str, Any]
 
+# Pillow reports broken files by any of these.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 
 @dataclass(frozen=True)
 class FrameObjects:
@@ -150,8 +153,7 @@ def _read(record: Record, t: int, path: str, read: Callable[[str], Any]) -> Any:
         return read(path)
     except FileNotFoundError as error:
         raise MissingDataError(f"{describe(record, t)}: {path} is missing") from error
-    # Pillow reports broken files by any of these.
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise BrokenDataError(f"{describe(record, t)}: cannot read {path}: {error}") from error
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dvis.data.errors import BrokenDataError, MissingDataError
 from dvis.data.label_images import read_class_map
+from dvis.data.readers import UNREADABLE
 
 __all__ = ["list_videos", "read_labels", "read_split", "resize_image", "resize_labels", "scaled_size"]
 
@@ -34,7 +35,7 @@ def resize_image(source: Path, path: Path, target: int) -> tuple[int, int]:
         with Image.open(source) as image:
             size = scaled_size(image.height, image.width, target)
             resized = image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports broken files by any of these
+    except UNREADABLE as error:
         raise BrokenDataError(f"cannot read {source}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     resized.save(path, "JPEG")
