@@ -16,9 +16,9 @@ from detectron2.engine import default_argument_parser
 
 import dvis
 import train_net_video
-from dvis.data import BrokenDataError, get_spec, use_custom_datasets
+from dvis.data import BrokenDataError, check_datasets, get_spec, use_custom_datasets
 from dvis.data.label_images import read_class_map, write_png
-from tests.integration.conftest import CONFIG, TINY
+from tests.integration.conftest import CONFIG, ROOT, TINY
 
 # Category id of the toy -> id and name of ours: other names, holes in the ids, another order.
 CLASSES = {
@@ -201,6 +201,26 @@ def test_semantic_folders_train_and_evaluate(data_root: Path, tmp_path: Path) ->
     assert masks
     assert all(read_class_map(path).max() <= 10 for path in masks)
     assert MetadataCatalog.get(f"{tmp_path.name}_val").thing_classes[0] == "my cross"
+
+
+def test_the_example_of_the_documentation(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "datasets" / "README.md").read_text()
+    example = text[text.index("## Your own data") :].split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my.yaml").write_text(example.replace("_BASE_: ", f"_BASE_: {ROOT}/"))
+    for split in ("train", "val"):
+        write(tmp_path / "cells" / f"{split}.json", as_videos(data_root / "toy", split))
+        shutil.copytree(
+            data_root / "toy" / split / "JPEGImages", tmp_path / "cells/frames", dirs_exist_ok=True
+        )
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = dvis.load_config(tmp_path / "my.yaml")
+    use_custom_datasets(cfg)
+    check_datasets(cfg)
+    assert [len(get_spec(name).load()) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == [2, 2]
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert num_classes == len(CLASSES)
 
 
 def test_registration_is_idempotent_and_guards_names(data_root: Path, tmp_path: Path) -> None:
