@@ -151,7 +151,7 @@ def test_the_files_themselves_are_right(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-@sizes(120, 5000)
+@sizes(120, 2500)
 def test_wrong_values(kind: str, examples: int, folder: Path) -> None:
     path = folder / f"{kind}_wrong.json"
 
@@ -163,7 +163,7 @@ def test_wrong_values(kind: str, examples: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-@sizes(60, 2000)
+@sizes(60, 1000)
 def test_any_json(kind: str, examples: int, folder: Path) -> None:
     path = folder / f"{kind}_any.json"
 
@@ -175,7 +175,7 @@ def test_any_json(kind: str, examples: int, folder: Path) -> None:
     fuzz(examples, check, json_values(12), keys)
 
 
-@sizes(300, 5000)
+@sizes(200, 4000)
 def test_damaged_files(examples: int, folder: Path) -> None:
     path = folder / "damaged.json"
     text = json.dumps(FILES["video_instances"]).encode()
