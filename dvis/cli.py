@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["clear_errors"]
+__all__ = ["INPUT_ERROR", "clear_errors"]
+
+INPUT_ERROR = 2  # exit code
 
 
 @contextmanager
@@ -26,4 +28,4 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
         # str() of a KeyError is the repr of its message, and of an OSError begins with its number.
         message = error.args[0] if len(error.args) == 1 else error
         sys.stderr.write(f"error: {message}\n")
-        raise SystemExit(2) from error
+        raise SystemExit(INPUT_ERROR) from error

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from dvis.cli import INPUT_ERROR
 from dvis.engine.stopping import SIGNALS, TrainingStopped, exit_code, passed_on_signals
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def _launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
                 args=(args,),
             )
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.exit_code in map(exit_code, SIGNALS):
+        # Which said why they ended.
+        if error.exit_code in (INPUT_ERROR, *map(exit_code, SIGNALS)):
             raise SystemExit(error.exit_code) from error
         raise
 

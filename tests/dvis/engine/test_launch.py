@@ -33,6 +33,27 @@ if __name__ == "__main__":
 """
 
 
+FAILING_PROGRAM = PROGRAM.replace(
+    "def main(args):",
+    """from dvis.cli import clear_errors
+
+@clear_errors()
+def main(args):
+    raise ValueError(f"broken.json, seen by {comm.get_rank()}")""",
+)
+
+
+def test_input_errors_of_several_processes_end_in_their_message(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FAILING_PROGRAM)
+    command = [sys.executable, str(program), "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "error: broken.json, seen by " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
 def test_cpu_instead_of_cuda_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     cfg = dvis.load_config(None, ["SOLVER.AMP.ENABLED", True])
