@@ -96,7 +96,7 @@ def changed(tensor: torch.Tensor, change: Any, number: int) -> torch.Tensor:
     if change == "strided" and tensor.dim():
         return torch.stack([tensor, tensor], dim=-1)[..., 0]
     if change == "wild" and tensor.numel():
-        tensor = tensor.clone()
+        tensor = tensor.contiguous().clone()
         wild = WILD[number] if tensor.is_floating_point() else [0, -1, 2**31, 2**62, -(2**62), 7][number]
         tensor.view(-1)[number % tensor.numel()] = wild
     return tensor
