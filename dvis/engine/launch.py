@@ -38,7 +38,7 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     use_cuda = torch.cuda.is_available()
     if use_cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    _join_torchrun("nccl" if use_cuda else "gloo")
     comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     comm.synchronize()
     result = run_until_stopped(main, args)
@@ -46,6 +46,23 @@ def launch_program(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     # "connection closed" hides the reason.
     leave_process_groups()
     return result
+
+
+def _join_torchrun(backend: str) -> None:
+    """Join the other processes that torchrun has started.
+
+    Its store outlives a restart of the processes: without names of their own, new ones would now and then
+    find the addresses of dead ones in it. Machines do not count restarts alike; with several of them each
+    start needs a store of its own (``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, see GETTING_STARTED.md).
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        dist.init_process_group(backend)
+        return
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size
+    )
 
 
 def _launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:

@@ -166,10 +166,8 @@ def wait_for_steps(output: Path, steps: int, process: subprocess.Popen[str], sec
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    "to_all",
-    [pytest.param(False, id="to the launcher", marks=pytest.mark.slow), pytest.param(True, id="to all")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the launcher", "to all"])
 def test_a_signal_saves_and_ends_two_processes(to_all: bool, tmp_path: Path) -> None:
     settings = {"SOLVER__MAX_ITER": 1000, "SOLVER__CHECKPOINT_PERIOD": 10000}
     command = training(tmp_path, "--num-gpus", "2", "--dist-url", "auto", **settings)
