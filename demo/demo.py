@@ -174,7 +174,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     with clear_errors():
         video = open_video(args.input, args.fps)
-        open_writer(args.output, video.fps)  # a wrong name shows now, not after the work
+        # Wrong names show now, not after the work.
+        open_writer(args.output, video.fps)
+        if args.results and Path(args.results).is_dir():
+            raise ValueError(f"--results {args.results}: is a folder; give a file")
         segmenter = VideoSegmenter.from_config(dvis.load_config(args.config_file, args.opts))
     live = args.input.isdecimal() and not Path(args.input).exists()
     if args.results and (args.stream or live or segmenter.model.inference.task != "vis"):
@@ -182,9 +185,10 @@ def main(arguments: list[str] | None = None) -> int:
             "error: --results is for instances of a whole video (task vis, no --stream, no camera)\n"
         )
         return 2
+    error: Exception | None
     try:
         error = (run_stream if args.stream or live else run_whole)(segmenter, video, args)
-    except VideoError as first:
+    except (VideoError, OSError) as first:  # cannot be read; cannot be written
         error = first
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted before there was anything to write.\n")

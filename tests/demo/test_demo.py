@@ -132,3 +132,17 @@ def test_wrong_input_is_one_line(
 def test_results_need_a_whole_video(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(clip, tmp_path / "out.mp4", "--stream", "--results", str(tmp_path / "out.json")) == 2
     assert "--results is for instances of a whole video" in capsys.readouterr().err
+
+
+def test_places_where_nothing_can_be_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path / "out.mp4", "--results", str(tmp_path))
+    assert stop.value.code == 2
+    assert f"error: --results {tmp_path}: is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run(folder, tmp_path / "file" / "frames") == 1
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert "Traceback" not in error

@@ -67,7 +67,7 @@ def write_frames(folder: Path, shapes: list[tuple[int, int]], mode: str) -> None
         image.convert(mode).save(folder / f"{t}.png")
 
 
-@sizes(25, 1500)
+@sizes(25, 1000)
 def test_folders_and_options(examples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = st.one_of(st.just((24, 32)), st.just((24, 32)), st.tuples(st.integers(1, 40), st.integers(1, 40)))
     numbers = st.sampled_from(["0", "0.5", "-1", "7", "nan", "inf", "1e9", "x", "0.001"])
@@ -102,7 +102,7 @@ def test_folders_and_options(examples: int, tmp_path: Path, capsys: pytest.Captu
     fuzz(examples, check, st.lists(sides, max_size=3), modes, options, suffixes, st.booleans())
 
 
-@sizes(15, 1500)
+@sizes(15, 1000)
 def test_damaged_videos(
     examples: int, clip: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
