@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from detectron2.engine import AMPTrainer
+from torch import nn
 
 import train_net_video
+from dvis.checkpoint import VideoCheckpointer
 from dvis.data import build_train_loader
 from dvis.engine import VideoTrainer
+from dvis.engine.accumulation import AccumulatingTrainer
 from dvis.provenance import VERSION, code_version, environment
 from tests.dvis.engine.training import arguments, final_state, read_losses, train
 
@@ -133,3 +137,21 @@ def test_metrics_go_on_in_one_file(tmp_path: Path) -> None:
     run(tmp_path, "--resume", SOLVER__MAX_ITER=3)
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "total_loss" in row] == [1, 2]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_the_scale_of_mixed_precision_is_saved(num_parts: int, tmp_path: Path) -> None:
+    def trainer(scale: float) -> Any:
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        if num_parts == 1:
+            return AMPTrainer(model, [], optimizer, grad_scaler=scaler)
+        accumulating = AccumulatingTrainer(model, [], optimizer, num_parts=2, mixed_precision=True)
+        accumulating.grad_scaler = scaler
+        return accumulating
+
+    first, second = trainer(1024.0), trainer(8.0)
+    VideoCheckpointer(first.model, str(tmp_path), trainer=first).save("model_0000000")
+    assert VideoCheckpointer(second.model, str(tmp_path), trainer=second).resume() is not None
+    assert second.grad_scaler.get_scale() == 1024.0
