@@ -123,7 +123,7 @@ class TrainLoader(FaultTolerantLoader):
         self._running = super().__iter__()
         return self._running
 
-    def _note_death(self, pids: Sequence[int], error: RuntimeError) -> None:
+    def _note_death(self, pids: Sequence[int], error: Exception) -> None:
         if not self.is_stopping():
             super()._note_death(pids, error)
 

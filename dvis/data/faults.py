@@ -150,9 +150,9 @@ class FaultTolerantLoader:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, ConnectionError, EOFError) as error:
                 pids = _dead_processes(error)
-                if not pids:
+                if pids is None:
                     raise
                 self._note_death(pids, error)
                 # The old processes end before new ones start.
@@ -182,12 +182,12 @@ class FaultTolerantLoader:
                 raise self._error("no clip could be made in place of a broken one")
         return batch
 
-    def _note_death(self, pids: Sequence[int], error: RuntimeError) -> None:
+    def _note_death(self, pids: Sequence[int], error: Exception) -> None:
         """Count the death of loading processes; a video that two of them died on is given up."""
         videos = self._board.of_processes(pids)
         self._deaths.update(videos)
         where = "; ".join(self._describe(*video) for video in videos) or "an unknown video"
-        processes = ", ".join(map(str, pids))
+        processes = ", ".join(map(str, pids)) or "(unknown)"
         for video in videos:
             if self._deaths[video] > 1:
                 self._give_up(*video)
@@ -242,10 +242,14 @@ def _own_handler() -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
-def _dead_processes(error: RuntimeError) -> list[int]:
-    """Process ids in PyTorch's message about dead loading processes; none in any other message."""
+def _dead_processes(error: Exception) -> list[int] | None:
+    """Ids of the loading processes whose death an error is about, where it says; None for other errors."""
+    if isinstance(error, ConnectionError | EOFError):
+        # Its batch had come, but not yet the tensors, which are fetched from the process. An error that the
+        # process had itself comes with PyTorch's note about where it was caught.
+        return None if str(error).startswith("Caught ") else []
     found = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-    return [int(pid) for pid in re.findall(r"\d+", found[1])] if found else []
+    return [int(pid) for pid in re.findall(r"\d+", found[1])] if found else None
 
 
 def raise_noted(record: Mapping[str, Any]) -> None:

@@ -307,3 +307,27 @@ def test_errors_of_the_loader_itself_pass() -> None:
     assert next(batches) == [{"a": 1}]
     with pytest.raises(RuntimeError, match="out of luck"):
         next(batches)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_process_that_dies_with_a_batch_on_the_way(error: Exception) -> None:
+    def load(start: int) -> Any:
+        yield from [[{"number": number}] for number in range(start, 2)]
+        if start == 0:
+            raise error
+        yield [{"number": 2}]
+
+    loader = FaultTolerantLoader(load, 0, 1, WorkerBoard(0), lambda d, v: "", lambda d, v: None)
+    assert list(loader) == [[{"number": 0}], [{"number": 1}], [{"number": 2}]]
+    (fault,) = loader.faults
+    assert "data-loading process (unknown) died" in fault
+
+
+def test_a_broken_connection_in_a_process_is_no_death() -> None:
+    def load(start: int) -> Any:
+        raise ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0.")
+        yield
+
+    loader = FaultTolerantLoader(load, 0, 1, WorkerBoard(0), lambda d, v: "", lambda d, v: None)
+    with pytest.raises(ConnectionResetError):
+        next(iter(loader))
