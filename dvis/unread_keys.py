@@ -48,7 +48,6 @@ UNREAD = (
 """Keys, and groups of keys, that may not be set to anything but their defaults."""
 
 INERT = (
-    "DATASETS.DATASET_TYPE_TEST",
     "INPUT.DATASET_MAPPER_NAME",
     "INPUT.IMAGE_SIZE",
     "INPUT.MAX_SCALE",

@@ -51,7 +51,10 @@ def config(task: str = "vis", *overrides: Any) -> CfgNode:
 def draw(cfg: CfgNode, count: int, start_iter: int = 0) -> tuple[list[list[tuple]], FaultTolerantLoader]:
     """The content of some batches, and the loader they come from."""
     loader: Any = build_train_loader(cfg, start_iter)
-    batches = list(itertools.islice(loader, count))
+    try:
+        batches = list(itertools.islice(loader, count))
+    finally:
+        loader.close()
     assert all(FAULTS_KEY not in clip for batch in batches for clip in batch)
     content = [
         [
