@@ -52,8 +52,8 @@ def close_runs(first: Path, second: Path) -> int:
     state, other = final_state(first), final_state(second)
     for name, value in state.items():
         if torch.is_tensor(value) and value.is_floating_point() and not name.startswith("optimizer"):
-            # Sums in another order: up to 7e-5 of the largest weight where the op is not compiled. Biases start
-            # at zero and hardly move.
+            # Sums in another order: up to 7e-5 of the largest weight where the op is not compiled. Biases
+            # start at zero and hardly move.
             atol = 1e-5 + 5e-4 * float(value.abs().max())
             torch.testing.assert_close(value, other[name], rtol=1e-4, atol=atol, msg=name)
     return sum(map(len, ours.values()))
