@@ -47,6 +47,7 @@ def test_any_shape_agrees_with_the_reference(backend: str, examples: int) -> Non
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool]
 # What may stand in a location or in the level tables.
 WILD = [0.0, -1.0, 1e30, -1e30, float("nan"), float("inf")]
+WILD_INTEGERS = [0, -1, 2**31, 2**62, -(2**62), 7]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -95,6 +96,8 @@ def changed(tensor: torch.Tensor, change: Any, number: int) -> torch.Tensor:
         return torch.stack([tensor, tensor], dim=-1)[..., 0]
     if change == "wild" and tensor.numel():
         tensor = tensor.contiguous().clone()
-        wild = WILD[number] if tensor.is_floating_point() else [0, -1, 2**31, 2**62, -(2**62), 7][number]
-        tensor.view(-1)[number % tensor.numel()] = wild
+        wild = torch.tensor(WILD[number] if tensor.is_floating_point() else WILD_INTEGERS[number])
+        tensor.view(-1)[number % tensor.numel()] = wild.to(
+            tensor.dtype
+        )  # as a cast: int32 keeps the low bits
     return tensor
