@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
 
 from benchmarks import plain_metrics
+from benchmarks.machine import processor
 from dvis.data.categories import load_categories
 from dvis.data.colors import SegmentColors, color_to_id
 from dvis.data.label_images import write_png
@@ -43,13 +44,6 @@ SEMANTIC = (12, 40, 480, 854)
 SEGMENTS = 16  # per panoptic and semantic video
 OBJECTS, PREDICTIONS = 5, 20  # per video of instances
 PLAIN_FRAMES = 12  # of the panoptic video that the plain half sees
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def regions(rng: np.random.Generator, frames: int, height: int, width: int, number: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
 
+from benchmarks.machine import processor
 from mask2former.modeling.pixel_decoder.ops.functions import (
     available_backends,
     backend_report,
@@ -117,16 +117,6 @@ def copy_ceiling() -> float:
     target = torch.empty_like(source)
     rates = [2 * source.numel() / seconds(lambda: target.copy_(source), "cuda", 10) for _ in range(5)]
     return statistics.median(rates)
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -36,6 +36,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
+
+from benchmarks.machine import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 GIT = ("git", "-C", str(ROOT))
 MODES = {"minvis": "MinVIS_R50", "online": "DVIS_Online_R50", "offline": "DVIS_Offline_R50"}
@@ -330,7 +334,6 @@ def machine() -> dict[str, Any]:
     """Where and with what the numbers were measured."""
     import torch
 
-    sys.path.insert(0, str(ROOT))
     from mask2former.modeling.pixel_decoder.ops.functions import available_backends
 
     commit = subprocess.run(
@@ -340,7 +343,7 @@ def machine() -> dict[str, Any]:
         check=False,
     ).stdout.strip()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "load average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -350,12 +353,6 @@ def machine() -> dict[str, Any]:
         "revision": commit,
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _processor() -> str:
-    from benchmarks.ms_deform_attn import processor
-
-    return processor()
 
 
 def base_spec(args: argparse.Namespace, mode: str) -> dict[str, Any]:

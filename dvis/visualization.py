@@ -50,7 +50,7 @@ def draw_instances(
             continue
         color = track_color(track_id)
         _blend(canvas, mask, color, alpha)
-        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         thickness = max(1, round(max(frame.shape[:2]) / 500))
         cv2.drawContours(canvas, contours, -1, color, thickness, lineType=cv2.LINE_AA)
         drawn.append((mask, color, text))
@@ -108,7 +108,7 @@ def _blend(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float) -> 
     """Tint the masked pixels in place."""
     import cv2
 
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     box = (slice(y, y + height), slice(x, x + width))
     tint = np.full((height, width, 3), color, dtype=np.uint8)
     tinted = cv2.addWeighted(canvas[box], 1 - alpha, tint, alpha, 0)

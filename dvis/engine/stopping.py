@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -54,8 +54,7 @@ class StopRequest:
 
     def uninstall(self) -> None:
         """Give the signals back to whom they belonged."""
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _restore(self._previous)
         self._previous = {}
 
     @contextmanager
@@ -103,9 +102,14 @@ def passed_on_signals() -> Iterator[None]:
             if process.pid is not None:
                 os.kill(process.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    previous: dict[int, Any] = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _restore(previous)
+
+
+def _restore(handlers: Mapping[int, Any]) -> None:
+    """Give signals back to the handlers that ``signal.signal`` returned; None: not set by Python."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -12,36 +12,18 @@ from dvis.data.datasets import get_spec
 from tests.integration.conftest import TINY
 from tests.integration.conftest import data_root as data_root
 from tests.integration.conftest import tiny_data as tiny_data
+from tests.tools.fake_program import FakeProgram, option
 from tools import reproduce_toy_ablation as ablation
 
 
-def option(command: list[str], key: str) -> str:
-    return command[command.index(key) + 1]
+class FakeEvaluation(FakeProgram):
+    """Also evaluates: finds the objects of the ground truth, or some of them."""
 
-
-class FakeProgram:
-    """Stands for train_net_video.py.
-
-    Trainings leave a final checkpoint. An evaluation finds the objects of the ground truth, with a score that
-    falls below that of a wrong one where ``spoiled`` says so.
-    """
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.commands: list[list[str]] = []
-        self.fail_at = fail_at
-
-    def __call__(self, command: list[str]) -> int:
-        self.commands.append(command)
-        if len(self.commands) - 1 == self.fail_at:
-            return 3
-        folder = Path(option(command, "OUTPUT_DIR"))
+    def run(self, command: list[str], folder: Path) -> None:
         if "--eval-only" in command:
             self.evaluate(command, folder)
         else:
-            folder.mkdir(parents=True)
-            iterations = int(option(command, "SOLVER.MAX_ITER"))
-            torch.save({"model": {}, "iteration": iterations - 1}, folder / "model_final.pth")
-        return 0
+            super().run(command, folder)
 
     def evaluate(self, command: list[str], folder: Path) -> None:
         truth = json.loads(get_spec("toy_vis_val").annotation_path.read_text())
@@ -60,12 +42,12 @@ class FakeProgram:
         return [str(Path(*Path(option(command, "OUTPUT_DIR")).parts[-2:])) for command in runs]
 
 
-def run(folder: Path, program: FakeProgram, *arguments: str) -> int:
+def run(folder: Path, program: FakeEvaluation, *arguments: str) -> int:
     return ablation.main(["--output", str(folder), "--level", "easy", *arguments], program)
 
 
 def test_stages_share_what_they_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = FakeProgram()
+    program = FakeEvaluation()
     assert run(tmp_path, program, "--seeds", "3", "5", "--only", "modes", "cross_attention") == 0
     stages = ["MinVIS_toy", "DVIS_Online_toy", "DVIS_Offline_toy", "DVIS_Online_toy-standard"]
     assert program.trained == [f"seed{seed}/{stage}" for seed in (3, 5) for stage in stages]
@@ -93,7 +75,7 @@ def test_stages_share_what_they_start_from(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_windows_evaluate_one_model_in_several_ways(tmp_path: Path) -> None:
-    program = FakeProgram()
+    program = FakeEvaluation()
     assert run(tmp_path, program, "--seeds", "0", "--only", "windows") == 0
     evaluations = [command for command in program.commands if "--eval-only" in command]
     sizes = [option(c, "MODEL.MASK_FORMER.TEST.WINDOW_SIZE") for c in evaluations if "window" in c]
@@ -104,18 +86,18 @@ def test_windows_evaluate_one_model_in_several_ways(tmp_path: Path) -> None:
 
 def test_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--seeds", "0", "--only", "modes"]
-    first = FakeProgram(fail_at=3)
+    first = FakeEvaluation(fail_at=3)
     assert run(tmp_path, first, *arguments) == 3
     assert "run the same command to continue" in capsys.readouterr().err
     assert "| MinVIS | " in (tmp_path / "ablation.md").read_text()
-    second = FakeProgram()
+    second = FakeEvaluation()
     assert run(tmp_path, second, *arguments) == 0
     assert len(first.commands) - 1 + len(second.commands) == 6
-    third = FakeProgram()
+    third = FakeEvaluation()
     assert run(tmp_path, third, *arguments) == 0
     assert not third.commands
     assert run(tmp_path, third, *arguments, "--dry-run") == 0
-    more = FakeProgram()
+    more = FakeEvaluation()
     assert run(tmp_path, more, "--seeds", "0", "1", "--only", "modes") == 0
     assert len(more.commands) == 6
 
@@ -123,7 +105,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_iterations_are_scaled_and_other_settings_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = FakeProgram()
+    program = FakeEvaluation()
     arguments = ["--seeds", "0", "--only", "modes", "--iterations-scale", "0.1"]
     assert run(tmp_path, program, *arguments, "--opts", "SOLVER.BASE_LR", "0.1") == 0
     trainings = [command for command in program.commands if "--resume" in command]
@@ -137,7 +119,7 @@ def test_iterations_are_scaled_and_other_settings_refused(
 
 
 def test_dry_run_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = FakeProgram()
+    program = FakeEvaluation()
     assert run(tmp_path / "new", program, "--seeds", "0", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert not program.commands

@@ -5,29 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.integration.conftest import ROOT
+from tests.tools.fake_program import FakeProgram
 from tools import train_stages
 
 STAGES = [str(ROOT / "configs/toy" / f"{name}.yaml") for name in ("MinVIS_toy", "DVIS_Online_toy")]
-
-
-class FakeProgram:
-    """Stands for train_net_video.py: notes its commands and writes the final checkpoint, or fails."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.commands: list[list[str]] = []
-        self.fail_at = fail_at
-
-    def __call__(self, command: list[str]) -> int:
-        self.commands.append(command)
-        if len(self.commands) - 1 == self.fail_at:
-            return 3
-        folder = Path(command[command.index("OUTPUT_DIR") + 1])
-        folder.mkdir(parents=True)
-        torch.save({"model": {}, "iteration": 4}, folder / "model_final.pth")
-        return 0
 
 
 def test_weights_are_handed_over_and_finished_stages_skipped(tmp_path: Path) -> None:
