@@ -25,6 +25,7 @@ from dvis.inference.precision import autocast_dtype
 from dvis.inference.store import StoreSettings
 from dvis.modeling.matching import NonFiniteError
 from dvis.modeling.segmenter import segment_frames
+from dvis.modeling.segmenter_cache import SegmenterCache
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.targets import clip_targets
 from mask2former.modeling.criterion import SetCriterion
@@ -119,6 +120,7 @@ class VideoModel(nn.Module):
         label_from_last_frame: bool = False,
         non_finite: str = "stop",
         loss_per_clip: bool = False,
+        segmenter_cache_gb: float = 0.0,
     ) -> None:
         """
         Args:
@@ -138,6 +140,8 @@ class VideoModel(nn.Module):
                 batch with a warning.
             loss_per_clip: whether each clip's losses are normalised by themselves; otherwise together with
                 those of the other clips and processes.
+            segmenter_cache_gb: memory for what a frozen segmenter said of the training's frames, see
+                ``SegmenterCache``; 0: nothing is remembered.
 
         Raises:
             ValueError: if ``non_finite`` is neither.
@@ -157,6 +161,7 @@ class VideoModel(nn.Module):
         self.label_from_last_frame = label_from_last_frame
         self.non_finite = non_finite
         self.loss_per_clip = loss_per_clip
+        self.segmenter_cache = SegmenterCache(segmenter_cache_gb) if segmenter_cache_gb else None
         # Told of each batch that is not finite, the error, and whether the batch is skipped; may raise.
         self.on_non_finite: Callable[[Sequence[Mapping[str, Any]], NonFiniteError, bool], None] | None = None
         self.pixel_mean: Tensor
@@ -207,6 +212,7 @@ class VideoModel(nn.Module):
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
             "non_finite": cfg.SOLVER.NON_FINITE,
             "loss_per_clip": cfg.SOLVER.LOSS_PER_CLIP,
+            "segmenter_cache_gb": cfg.SOLVER.SEGMENTER_CACHE_GB,
         }
 
     # What a subclass provides.
@@ -278,6 +284,14 @@ class VideoModel(nn.Module):
 
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
         """Segment ``B T 3 H W``; a frozen segmenter leaves nothing for a backward pass."""
+        frozen = "sem_seg_head" in self.frozen_parts
+        if self.training and frozen and self.segmenter_cache is not None:
+            return self.segmenter_cache(self._segment, frames)
+        return self._segment(frames, with_masks=with_masks, with_aux=with_aux)
+
+    def _segment(
+        self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False
+    ) -> SegmenterOutput:
         dtype = None if self.training else autocast_dtype(self.inference.precision, self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self.frozen_parts):
             return segment_frames(
