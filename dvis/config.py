@@ -49,7 +49,7 @@ def add_dvis_config(cfg: CfgNode) -> None:
     # False, as published: by the objects of all clips that the processes work on at a time.
     cfg.SOLVER.LOSS_PER_CLIP = False
     # (ours) Training behind a frozen segmenter: memory of each process, in 2**30 bytes, for what it said of
-    # frames; a frame that comes again with the same pixels is not segmented again. Pays where augmentation gives
+    # frames; one that comes again with the same pixels is not segmented again. Pays where augmentation gives
     # few forms of a frame. 0: nothing is remembered.
     cfg.SOLVER.SEGMENTER_CACHE_GB = 0.0
     # (ours) Evaluation: go on after the videos that an interrupted evaluation of the same weights and
