@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Generate the synthetic video data set (see datasets/README.md).
 
-    python datasets/generate_toy.py                      # ./datasets/toy, 240 + 40 videos, half a minute
+    python datasets/generate_toy.py                      # ./datasets/toy, 480 + 40 videos, a minute
     python datasets/generate_toy.py --level occluded     # ./datasets/toy_occluded
     python datasets/generate_toy.py --output /data/toy --num-train 500 --size 128x160
     python datasets/generate_toy.py --sheet levels.png   # only a picture of each level

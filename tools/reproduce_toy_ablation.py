@@ -4,6 +4,7 @@
     python tools/reproduce_toy_ablation.py --output output/ablation --seeds 0 1 2
     python tools/reproduce_toy_ablation.py --output output/ablation --only modes windows --seeds 0
     python tools/reproduce_toy_ablation.py --output output/ablation --dry-run         # what would be done
+    python tools/reproduce_toy_ablation.py --segmenter checkpoints/toy/MinVIS_toy_occluded.pth   # one for all seeds
 
 It takes hours on a CPU and may be stopped at any time: the same command goes on where it stopped, finished
 trainings and evaluations are kept, more seeds and tables can be added. Everything of a seed shares its
@@ -146,10 +147,10 @@ def build_tables() -> dict[str, Table]:
             (("referring", "standard", "AP"),),
         ),
         "matching": Table(
-            "Permutation by which queries are put in order (published: inverse)",
+            "Permutation by which queries are put in order (published weights: inverse)",
             (
-                Row("inverse", online),
-                Row("forward", tracker("forward", "MODEL.TRACKER.MATCHING", "forward")),
+                Row("inverse", tracker("inverse", "MODEL.TRACKER.MATCHING", "inverse")),
+                Row("forward", online),
             ),
         ),
         "refiner": Table(
@@ -181,12 +182,10 @@ def build_tables() -> dict[str, Table]:
         "clips": Table(
             "Frames per training clip",
             (
-                *(Row(f"tracker, {n}", tracker(f"clip{n}", *_clip(n))) for n in (3,)),
-                Row("tracker, 5 (default)", online),
-                *(Row(f"tracker, {n}", tracker(f"clip{n}", *_clip(n))) for n in (8,)),
-                *(Row(f"refiner, {n}", refiner(f"clip{n}", *_clip(n))) for n in (5,)),
-                Row("refiner, 11 (default)", offline),
-                *(Row(f"refiner, {n}", refiner(f"clip{n}", *_clip(n))) for n in (16,)),
+                *(Row(f"tracker, {n}", tracker(f"clip{n}", *_clip(n))) for n in (3, 5)),
+                Row("tracker, 9 (default)", online),
+                *(Row(f"refiner, {n}", refiner(f"clip{n}", *_clip(n))) for n in (5, 9)),
+                Row("refiner, 15 (default)", offline),
             ),
         ),
     }
@@ -207,6 +206,7 @@ class Ablation:
         level: str = "occluded",
         scale: float = 1.0,
         changes: Sequence[str] = (),
+        segmenter: Path | None = None,
         run: Runner = run_program,
     ) -> None:
         """
@@ -215,6 +215,7 @@ class Ablation:
             level: of the toy world.
             scale: factor on the number of iterations of every training.
             changes: ``KEY, value, ...`` for everything.
+            segmenter: weights of a trained one that all seeds start from; None: each seed trains its own.
             run: runs a program and returns its exit code.
 
         Raises:
@@ -224,8 +225,14 @@ class Ablation:
         self.level = level
         self.scale = scale
         self.changes = tuple(changes)
+        self.segmenter = segmenter
         self.run = run
-        settings = {"level": level, "iterations_scale": scale, "changes": list(changes)}
+        settings = {
+            "level": level,
+            "iterations_scale": scale,
+            "changes": list(changes),
+            "segmenter": None if segmenter is None else str(segmenter),
+        }
         path = output / "settings.json"
         if path.exists() and read_json(path) != settings:
             raise ValueError(f"{path} has other settings; choose another --output")
@@ -256,6 +263,8 @@ class Ablation:
         return [*self.changes, *training.changes, *pairs, "SEED", str(seed)]
 
     def weights(self, training: Training, seed: int) -> Path:
+        if training.parent is None and self.segmenter is not None:
+            return self.segmenter
         name = training.name.replace(training.stage, Path(self.config(training)).stem, 1)
         return self.output / f"seed{seed}" / name / "model_final.pth"
 
@@ -272,6 +281,8 @@ class Ablation:
         return chain
 
     def is_trained(self, training: Training, seed: int) -> bool:
+        if training.parent is None and self.segmenter is not None:
+            return True
         settings = dict(_pairs(self.settings(training, seed)))
         return is_finished(self.weights(training, seed), int(settings["SOLVER.MAX_ITER"]))
 
@@ -329,6 +340,8 @@ class Ablation:
             f"Mean and standard deviation over the seeds ({', '.join(map(str, seeds))}) in percent, OVIS's "
             "metrics. All runs see the same data; a seed stands for initial weights and order of clips.",
         ]
+        if self.segmenter is not None:
+            lines += ["", "All seeds share one segmenter, so MinVIS has no spread of its own here."]
         if self.scale != 1:
             lines += ["", f"**Trainings have {self.scale:g} times the default number of iterations.**"]
         for table in tables:
@@ -386,6 +399,12 @@ def main(arguments: list[str] | None = None, run: Runner = run_program) -> int:
     parser.add_argument(
         "--iterations-scale", type=float, default=1.0, help="factor on the length of every training"
     )
+    parser.add_argument(
+        "--segmenter",
+        type=Path,
+        metavar="PTH",
+        help="weights of a trained segmenter for all seeds; if not given, each seed trains its own",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what is to be done")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY value pairs for everything, at the end"
@@ -395,7 +414,7 @@ def main(arguments: list[str] | None = None, run: Runner = run_program) -> int:
     chosen = [tables[name] for name in args.only]
     rows = list({row.name: row for table in chosen for row in table.rows}.values())
     with clear_errors():
-        ablation = Ablation(args.output, args.level, args.iterations_scale, args.opts, run)
+        ablation = Ablation(args.output, args.level, args.iterations_scale, args.opts, args.segmenter, run)
         steps = list(plan(ablation, rows, args.seeds))
     if args.dry_run:
         for title, _ in steps:

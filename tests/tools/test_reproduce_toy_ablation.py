@@ -109,13 +109,30 @@ def test_iterations_are_scaled_and_other_settings_refused(
     arguments = ["--seeds", "0", "--only", "modes", "--iterations-scale", "0.1"]
     assert run(tmp_path, program, *arguments, "--opts", "SOLVER.BASE_LR", "0.1") == 0
     trainings = [command for command in program.commands if "--resume" in command]
-    assert [option(c, "SOLVER.MAX_ITER") for c in trainings] == ["150", "80", "80"]
+    assert [option(c, "SOLVER.MAX_ITER") for c in trainings] == ["150", "200", "120"]
     assert {option(c, "SOLVER.WARMUP_ITERS") for c in trainings} == {"10"}
     assert {option(c, "SOLVER.BASE_LR") for c in program.commands} == {"0.1"}
     assert "0.1 times the default number of iterations" in (tmp_path / "ablation.md").read_text()
     with pytest.raises(SystemExit):
         run(tmp_path, program, "--seeds", "0")
     assert "has other settings" in capsys.readouterr().err
+
+
+def test_seeds_may_share_a_trained_segmenter(tmp_path: Path) -> None:
+    program = FakeEvaluation()
+    weights = str(tmp_path / "MinVIS.pth")
+    arguments = ["--seeds", "1", "2", "--only", "modes", "--segmenter", weights]
+    assert run(tmp_path / "out", program, *arguments) == 0
+    stages = ["DVIS_Online_toy", "DVIS_Offline_toy"]
+    assert program.trained == [f"seed{seed}/{stage}" for seed in (1, 2) for stage in stages]
+    starts = [
+        option(c, "MODEL.WEIGHTS") for c in program.commands if option(c, "OUTPUT_DIR").endswith("_toy")
+    ]
+    assert starts == [weights, *[str(tmp_path / "out/seed1/DVIS_Online_toy/model_final.pth")]] + [
+        weights,
+        str(tmp_path / "out/seed2/DVIS_Online_toy/model_final.pth"),
+    ]
+    assert "share one segmenter" in (tmp_path / "out" / "ablation.md").read_text()
 
 
 def test_dry_run_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ class ToySettings:
     """
 
     seed: int = 0
-    num_train: int = 240
+    num_train: int = 480
     num_val: int = 40
     height: int = 96
     width: int = 128
