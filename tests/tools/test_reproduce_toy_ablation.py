@@ -128,10 +128,8 @@ def test_seeds_may_share_a_trained_segmenter(tmp_path: Path) -> None:
     starts = [
         option(c, "MODEL.WEIGHTS") for c in program.commands if option(c, "OUTPUT_DIR").endswith("_toy")
     ]
-    assert starts == [weights, *[str(tmp_path / "out/seed1/DVIS_Online_toy/model_final.pth")]] + [
-        weights,
-        str(tmp_path / "out/seed2/DVIS_Online_toy/model_final.pth"),
-    ]
+    trackers = [str(tmp_path / f"out/seed{seed}/DVIS_Online_toy/model_final.pth") for seed in (1, 2)]
+    assert starts == [weights, trackers[0], weights, trackers[1]]
     assert "share one segmenter" in (tmp_path / "out" / "ablation.md").read_text()
 
 
