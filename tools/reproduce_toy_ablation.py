@@ -4,7 +4,7 @@
     python tools/reproduce_toy_ablation.py --output output/ablation --seeds 0 1 2
     python tools/reproduce_toy_ablation.py --output output/ablation --only modes windows --seeds 0
     python tools/reproduce_toy_ablation.py --output output/ablation --dry-run         # what would be done
-    python tools/reproduce_toy_ablation.py --segmenter checkpoints/toy/MinVIS_toy_occluded.pth  # for all seeds
+    python tools/reproduce_toy_ablation.py --segmenter checkpoints/toy/MinVIS_toy_occluded.pth # for all
 
 It takes hours on a CPU and may be stopped at any time: the same command goes on where it stopped, finished
 trainings and evaluations are kept, more seeds and tables can be added. Everything of a seed shares its
