@@ -146,6 +146,26 @@ def make_frames(count: int, size: tuple[int, int]) -> list[Any]:
     return frames
 
 
+def make_clip(length: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A training clip with four moving rectangles."""
+    import dvis  # isort: skip  # noqa: F401  (first: it provides detectron2 where upstream is absent)
+
+    import torch
+    from detectron2.structures import BitMasks, Instances
+
+    (H, W), objects = size, []
+    for t in range(length):
+        masks = torch.zeros(4, H, W, dtype=torch.bool)
+        for n in range(4):
+            top, left = n * H // 9, 3 * n * W // 32 + 2 * t
+            masks[n, top : top + 2 * H // 9, left : left + 3 * W // 16] = True
+        instances = Instances(size)
+        instances.gt_classes, instances.gt_ids = torch.arange(4), torch.arange(4)
+        instances.gt_masks = BitMasks(masks)
+        objects.append(instances)
+    return {"image": make_frames(length, size), "instances": objects, "height": H, "width": W}
+
+
 def clocked(model: Any, clock: StageClock) -> None:
     """Let the parts of a model report to the clock."""
     clock.wrap(model.backbone, "forward", "backbone")
@@ -213,21 +233,10 @@ def measure_end_to_end(spec: dict[str, Any]) -> dict[str, Any]:
 def measure_training(spec: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the forward and the backward pass of one training step."""
     import torch
-    from detectron2.structures import BitMasks, Instances
 
     model, _ = build(spec)
     model.train()
-    size, length = tuple(spec["size"]), spec["frames"]
-    objects = []
-    for t in range(length):
-        masks = torch.zeros(4, *size, dtype=torch.bool)
-        for n in range(4):
-            masks[n, 40 * n : 40 * n + 80, 60 * n + 2 * t : 60 * n + 2 * t + 120] = True
-        instances = Instances(size)
-        instances.gt_classes, instances.gt_ids = torch.arange(4), torch.arange(4)
-        instances.gt_masks = BitMasks(masks)
-        objects.append(instances)
-    batch = [{"image": make_frames(length, size), "instances": objects, "height": size[0], "width": size[1]}]
+    batch = [make_clip(spec["frames"], tuple(spec["size"]))]
     wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
     times = []
     for _ in range(spec["steps"] + 1):

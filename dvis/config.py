@@ -32,6 +32,7 @@ def add_dvis_config(cfg: CfgNode) -> None:
     _add_input(cfg)
     _add_tracker(cfg)
     _add_refiner(cfg)
+    _add_frozen(cfg)
     _add_inference(cfg)
     # (ours) What happens when a matching cost or a loss is not a finite number: "stop" with the names of the
     # video and the tensor, or "skip" the batch with a warning that has them.
@@ -164,6 +165,17 @@ def _add_refiner(cfg: CfgNode) -> None:
     # (ours) Share of the schedule in which the refiner's objects are assigned by the tracker's predictions
     # (paper, equation 7) instead of its own.
     cfg.MODEL.REFINER.GUIDED_FRACTION = 0.5
+
+
+def _add_frozen(cfg: CfgNode) -> None:
+    """How the frozen segmenter runs while the tracker or the refiner is trained."""
+    cfg.MODEL.MASK_FORMER.FROZEN = CfgNode()
+    # (ours) Frames that pass through it together, of all clips of the batch. Fewer need less memory; losses
+    # do not depend on it.
+    cfg.MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE = 4
+    # (ours) Precision of its large products: as MODEL.MASK_FORMER.TEST.PRECISION. Anything but "float32" is
+    # faster, and tracker and refiner learn from slightly other queries than as published.
+    cfg.MODEL.MASK_FORMER.FROZEN.PRECISION = "float32"
 
 
 def _add_inference(cfg: CfgNode) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +22,16 @@ from torch import Tensor, nn
 
 from dvis.inference.engine import InferenceEngine, Prediction, PreparedFrames, StreamState
 from dvis.inference.postprocess import TASKS, FrameSizes, PostprocessSettings, postprocess
-from dvis.inference.precision import autocast_dtype
+from dvis.inference.precision import PRECISIONS, autocast_dtype
 from dvis.inference.store import StoreSettings
 from dvis.modeling.matching import NonFiniteError
-from dvis.modeling.segmenter import segment_frames
+from dvis.modeling.segmenter import segment_frames, segment_in_windows
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.targets import clip_targets
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher, MatchingWeights
 
-__all__ = ["InferenceSettings", "VideoModel"]
+__all__ = ["FrozenSettings", "InferenceSettings", "VideoModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,30 @@ class InferenceSettings:
         )
 
 
+@dataclass(frozen=True)
+class FrozenSettings:
+    """How a frozen segmenter runs while the parts behind it are trained; ``MODEL.MASK_FORMER.FROZEN.*``.
+
+    Attributes:
+        window_size: frames that are segmented together.
+        precision: see ``dvis.inference.precision``.
+    """
+
+    window_size: int = 4
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.window_size < 1:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE must be at least 1, not {self.window_size}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.FROZEN.PRECISION is {self.precision!r}; allowed are "
+                f"{', '.join(PRECISIONS)}"
+            )
+
+
 class VideoModel(nn.Module):
     """Base of the meta-architectures: a segmenter, and what a subclass adds to link and refine.
 
@@ -119,6 +144,7 @@ class VideoModel(nn.Module):
         label_from_last_frame: bool = False,
         non_finite: str = "stop",
         loss_per_clip: bool = False,
+        frozen_segmenter: FrozenSettings | None = None,
     ) -> None:
         """
         Args:
@@ -138,6 +164,7 @@ class VideoModel(nn.Module):
                 batch with a warning.
             loss_per_clip: whether each clip's losses are normalised by themselves; otherwise together with
                 those of the other clips and processes.
+            frozen_segmenter: how the segmenter runs in training, if a subclass freezes it.
 
         Raises:
             ValueError: if ``non_finite`` is neither.
@@ -157,6 +184,7 @@ class VideoModel(nn.Module):
         self.label_from_last_frame = label_from_last_frame
         self.non_finite = non_finite
         self.loss_per_clip = loss_per_clip
+        self.frozen_segmenter = frozen_segmenter or FrozenSettings()
         # Told of each batch that is not finite, the error, and whether the batch is skipped; may raise.
         self.on_non_finite: Callable[[Sequence[Mapping[str, Any]], NonFiniteError, bool], None] | None = None
         self.pixel_mean: Tensor
@@ -207,6 +235,9 @@ class VideoModel(nn.Module):
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
             "non_finite": cfg.SOLVER.NON_FINITE,
             "loss_per_clip": cfg.SOLVER.LOSS_PER_CLIP,
+            "frozen_segmenter": FrozenSettings(
+                window_size=settings.FROZEN.WINDOW_SIZE, precision=settings.FROZEN.PRECISION
+            ),
         }
 
     # What a subclass provides.
@@ -277,17 +308,27 @@ class VideoModel(nn.Module):
         return losses
 
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
-        """Segment ``B T 3 H W``; a frozen segmenter leaves nothing for a backward pass."""
-        dtype = None if self.training else autocast_dtype(self.inference.precision, self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self.frozen_parts):
-            return segment_frames(
-                self.backbone,
-                self.sem_seg_head,
-                frames,
-                with_masks=with_masks,
-                with_aux=with_aux,
-                autocast_dtype=dtype,
-            )
+        """Segment ``B T 3 H W``.
+
+        While the parts behind it are trained, a frozen segmenter leaves nothing for a backward pass, and takes
+        a few frames at a time unless masks or predictions of earlier layers are asked for.
+        """
+        frozen = "sem_seg_head" in self.frozen_parts
+        precision = self.inference.precision
+        if self.training:
+            precision = self.frozen_segmenter.precision if frozen else "float32"
+        segment = partial(
+            segment_frames,
+            self.backbone,
+            self.sem_seg_head,
+            with_masks=with_masks,
+            with_aux=with_aux,
+            autocast_dtype=autocast_dtype(precision, self.device),
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            if self.training and frozen and not (with_masks or with_aux):
+                return segment_in_windows(segment, frames, self.frozen_segmenter.window_size)
+            return segment(frames)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         """Normalise the frames of clips of one length and pad them to one size: ``B T 3 H W``.
