@@ -112,6 +112,9 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.AUGMENTATIONS = []
     # Large-scale jitter of clips: side of the square output (pixels), range of the random scale.
     cfg.INPUT.LSJ_AUG = CfgNode({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+    # (ours) Training: decode JPEG frames at a half, a quarter or an eighth of their size where they are made
+    # as small anyway. Faster; pixels differ a little from the published training. Evaluation never does.
+    cfg.INPUT.REDUCED_DECODING = False
     # (ours) An object's class is that of the frames where it is visible. True restores the published DVIS,
     # which takes the last frame's: an object that is not visible there is then trained as "no object".
     cfg.INPUT.LABEL_FROM_LAST_FRAME = False
@@ -205,6 +208,9 @@ def _add_inference(cfg: CfgNode) -> None:
     # (ours) Precision of the segmenter's large products at inference: "float32" (results as published),
     # "bfloat16", or "auto": bfloat16 where the hardware computes in it (NVIDIA since Ampere, CPUs with AMX).
     test.PRECISION = "float32"
+    # (ours) Back end of torch.compile ("inductor", ...) through which the segmenter goes at inference; "": it
+    # is not compiled. The first windows then take minutes.
+    test.COMPILE = ""
     # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list
     # with one COCO run-length code per frame), which needs a hundredth of the memory.
     test.MASK_FORMAT = "bitmask"

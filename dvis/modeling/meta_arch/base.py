@@ -47,6 +47,7 @@ class InferenceSettings:
         window_size: frames that are segmented together.
         refine_over: what the refiner sees, ``video`` or ``window``.
         precision: of the segmenter, see ``dvis.inference.precision``.
+        compile_backend: of ``torch.compile``, which the segmenter then goes through; empty: not compiled.
         postprocess: what is kept of a video.
         store: memory budgets.
     """
@@ -55,6 +56,7 @@ class InferenceSettings:
     window_size: int = 3
     refine_over: str = "video"
     precision: str = "float32"
+    compile_backend: str = ""
     postprocess: PostprocessSettings = field(default_factory=PostprocessSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 
@@ -62,6 +64,11 @@ class InferenceSettings:
         if self.task not in TASKS:
             raise ValueError(f"MODEL.MASK_FORMER.TEST.TASK is {self.task!r}; allowed are {', '.join(TASKS)}")
         autocast_dtype(self.precision, torch.device("cpu"))  # refuses an unknown one
+        if self.compile_backend and self.compile_backend not in (known := torch.compiler.list_backends(())):
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TEST.COMPILE is {self.compile_backend!r}; allowed are '' and the back "
+                f"ends of torch.compile: {', '.join(known)}"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceSettings:
@@ -71,6 +78,7 @@ class InferenceSettings:
             window_size=test.WINDOW_SIZE,
             refine_over=test.REFINE_OVER,
             precision=test.PRECISION,
+            compile_backend=test.COMPILE,
             postprocess=PostprocessSettings(
                 max_num=test.MAX_NUM,
                 mask_format=test.MASK_FORMAT,
@@ -192,6 +200,13 @@ class VideoModel(nn.Module):
         self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
         self.frozen_parts: tuple[str, ...] = ()
+        # Backbone and head as inference calls them. In a tuple, so that they add no keys to the state dict.
+        self._compiled: tuple[Any, Any] | None = None
+        if inference.compile_backend:
+            self._compiled = (
+                torch.compile(backbone, backend=inference.compile_backend),
+                torch.compile(sem_seg_head, backend=inference.compile_backend),
+            )
         # For `keep` in the input, a published habit. New code holds the state itself: see InferenceEngine.
         self._last_stream: StreamState | None = None
 
@@ -310,8 +325,8 @@ class VideoModel(nn.Module):
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
         """Segment ``B T 3 H W``.
 
-        While the parts behind it are trained, a frozen segmenter leaves nothing for a backward pass, and takes
-        a few frames at a time unless masks or predictions of earlier layers are asked for.
+        While the parts behind it are trained, a frozen segmenter leaves nothing for a backward pass, and
+        takes a few frames at a time unless masks or predictions of earlier layers are asked for.
         """
         frozen = "sem_seg_head" in self.frozen_parts
         precision = self.inference.precision
@@ -319,8 +334,7 @@ class VideoModel(nn.Module):
             precision = self.frozen_segmenter.precision if frozen else "float32"
         segment = partial(
             segment_frames,
-            self.backbone,
-            self.sem_seg_head,
+            *((not self.training and self._compiled) or (self.backbone, self.sem_seg_head)),
             with_masks=with_masks,
             with_aux=with_aux,
             autocast_dtype=autocast_dtype(precision, self.device),
@@ -450,7 +464,9 @@ class VideoModel(nn.Module):
         return frozenset(things.values())
 
     def _normalize(self, frames: Sequence[Tensor]) -> Tensor:
-        normalized = [(frame.to(self.device).float() - self.pixel_mean) / self.pixel_std for frame in frames]
+        # Only copies from pinned memory do not block; the others are as ever.
+        on_device = [frame.to(self.device, non_blocking=True) for frame in frames]
+        normalized = [(frame.float() - self.pixel_mean) / self.pixel_std for frame in on_device]
         return ImageList.from_tensors(normalized, self.size_divisibility).tensor
 
     def _infer(self, video: Mapping[str, Any]) -> dict[str, Any]:
