@@ -72,13 +72,13 @@ class ClipMapper:
                 annotation.
         """
         indices = self.sampler(record["length"], rng)
-        known = (record.get("height"), record.get("width"))
+        height, width = record.get("height"), record.get("width")
         # Pseudo videos repeat a frame: read it once.
-        if self.reduced_decoding and None not in known:
-            plans = self.augmentation.draw(rng, [known] * len(indices))
-            needed = _largest(indices, [size_after_resize(transform, known) for transform, _ in plans])
+        if self.reduced_decoding and height is not None and width is not None:
+            stored = (height, width)
+            plans = self.augmentation.draw(rng, [stored] * len(indices))
+            needed = _largest(indices, [size_after_resize(transform, stored) for transform, _ in plans])
             images = {t: read_frame(record, t, self.image_format, needed[t]) for t in needed}
-            height, width = known
         else:
             images = {t: read_frame(record, t, self.image_format) for t in dict.fromkeys(indices)}
             height, width = images[indices[0]].shape[:2]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -332,13 +331,15 @@ class VideoModel(nn.Module):
         precision = self.inference.precision
         if self.training:
             precision = self.frozen_segmenter.precision if frozen else "float32"
-        segment = partial(
-            segment_frames,
-            *((not self.training and self._compiled) or (self.backbone, self.sem_seg_head)),
-            with_masks=with_masks,
-            with_aux=with_aux,
-            autocast_dtype=autocast_dtype(precision, self.device),
-        )
+        dtype = autocast_dtype(precision, self.device)
+        # Compiled for inference only: training also asks for other outputs.
+        backbone, head = (not self.training and self._compiled) or (self.backbone, self.sem_seg_head)
+
+        def segment(some: Tensor) -> SegmenterOutput:
+            return segment_frames(
+                backbone, head, some, with_masks=with_masks, with_aux=with_aux, autocast_dtype=dtype
+            )
+
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             if self.training and frozen and not (with_masks or with_aux):
                 return segment_in_windows(segment, frames, self.frozen_segmenter.window_size)

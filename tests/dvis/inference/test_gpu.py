@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: how often the host waits; compiled, pinned and half-precision variants."""
+"""What only a CUDA device can show: how often the host waits; compiled, pinned, half-precision variants."""
 
 from __future__ import annotations
 
