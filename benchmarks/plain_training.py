@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 
 from dvis.modeling.meta_arch import offline, online
 from dvis.modeling.segmenter import segment_frames
 from dvis.modeling.structures import SegmenterOutput, predict_masks
+from mask2former.modeling import criterion, matcher
 
 __all__ = ["PLAIN", "use_plain"]
 
@@ -38,11 +40,26 @@ def whole_segmenter(model: Any) -> None:
     model.segment = segment
 
 
-PLAIN: dict[str, Callable[[Any], None]] = {"masks": all_masks, "segmenter": whole_segmenter}
+def own_points(model: Any) -> None:
+    """Give every mask its own copy of the points at which all masks are compared."""
+
+    def sample(masks: Tensor, coords: Tensor) -> Tensor:
+        stacked = masks.flatten(1, 2)[:, None]
+        return point_sample(stacked, coords.expand(len(masks), -1, -1), align_corners=False)[:, 0]
+
+    for module in (criterion, matcher):
+        module.sample_points = sample
+
+
+PLAIN: dict[str, Callable[[Any], None]] = {
+    "masks": all_masks,
+    "points": own_points,
+    "segmenter": whole_segmenter,
+}
 
 
 def use_plain(model: Any, names: str) -> None:
-    """Let a model use the plain forms of these names (``masks,segmenter``).
+    """Let a model use the plain forms of these names (``masks,points,segmenter``).
 
     Raises:
         ValueError: for an unknown name.

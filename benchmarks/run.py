@@ -13,8 +13,8 @@
 Every measurement runs in a process of its own (so peak memory is its own), on synthetic frames with random
 weights, after a warm-up; printed are medians over --repeats. ``pair`` runs two variants in turn (A B A B),
 so that a machine that becomes slower does so for both. A variant is ``KEY=VALUE`` words:
-``OP=pytorch|cpp|cuda``, ``REVISION=<commit>``, ``THREADS=<n>``, ``PLAIN=masks,segmenter`` (the slow forms in
-``plain_training.py``), and any configuration key (``MODEL.MASK_FORMER.TEST.PRECISION=auto``).
+``OP=pytorch|cpp|cuda``, ``REVISION=<commit>``, ``THREADS=<n>``, ``PLAIN=masks,points,segmenter`` (slow forms,
+see ``plain_training.py``), and any configuration key (``MODEL.MASK_FORMER.TEST.PRECISION=auto``).
 
 Prints Markdown with the machine, and writes everything measured as JSON (--json).
 """

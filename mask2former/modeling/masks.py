@@ -53,4 +53,6 @@ def select(per_clip: MaskProducts | Iterable[Tensor], rows: Sequence[Tensor]) ->
 
 def _products(embeds: Tensor, features: Tensor) -> Tensor:
     """Mask logits ``Q T h w`` of ``T Q C`` and ``T C h w``."""
-    return torch.einsum("tqc,tchw->qthw", embeds, features)
+    # Losses are computed outside of autocast, which may have made only one of the two half as precise.
+    dtype = torch.promote_types(embeds.dtype, features.dtype)
+    return torch.einsum("tqc,tchw->qthw", embeds.to(dtype), features.to(dtype))

@@ -10,7 +10,9 @@ import torch
 from benchmarks.plain_training import use_plain
 from benchmarks.run import make_clip
 from dvis.modeling.meta_arch import offline, online
+from mask2former.modeling import criterion, matcher
 from mask2former.modeling.masks import MaskProducts
+from mask2former.modeling.points import sample_points
 from tests.dvis.tiny import tiny_model
 
 
@@ -24,7 +26,7 @@ def step(model: Any) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in {**losses, **norms}.items()}
 
 
-@pytest.mark.parametrize("name", ["masks", "segmenter"])
+@pytest.mark.parametrize("name", ["masks", "points", "segmenter"])
 @pytest.mark.parametrize(("mode", "guided"), [("online", 1.0), ("offline", 1.0), ("offline", 0.0)])
 def test_same_step(mode: str, guided: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part = {"online": "TRACKER", "offline": "REFINER"}[mode]
@@ -32,10 +34,12 @@ def test_same_step(mode: str, guided: float, name: str, monkeypatch: pytest.Monk
     expected = step(model)
     for module in (online, offline):  # so that it is taken back
         monkeypatch.setattr(module, "MaskProducts", MaskProducts)
+    for module in (criterion, matcher):
+        monkeypatch.setattr(module, "sample_points", sample_points)
     use_plain(model, name)
     assert step(model) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="PLAIN=fast: allowed are masks, segmenter"):
+    with pytest.raises(ValueError, match="PLAIN=fast: allowed are masks, points, segmenter"):
         use_plain(None, "fast")

@@ -98,7 +98,7 @@ def test_profile(tmp_path: Path) -> None:
 
 
 def test_complexity(tmp_path: Path) -> None:
-    words = "complexity --modes online --frames 1 --size 32 32 --queries 5 --instances 3 --scales 1"
+    words = "complexity --modes online --frames 1 --size 64 96 --queries 5 --instances 3 --scales 1"
     measured, _ = run(f"{words} --plot {tmp_path / 'plot.png'}", tmp_path)
     assert [m["axis"] for m in measured] == ["frames", "queries", "instances", "megapixels"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

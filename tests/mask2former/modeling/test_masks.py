@@ -43,3 +43,10 @@ def test_no_mask_selected_keeps_the_graph() -> None:
     none.sum().backward()
     assert embeds.grad is not None
     assert not embeds.grad.any()
+
+
+def test_operands_of_different_precision() -> None:
+    embeds, features, masks = operands()
+    found = select(MaskProducts(embeds.bfloat16(), features), [torch.arange(5)] * 2)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, masks.flatten(0, 1), rtol=0.05, atol=0.05)
