@@ -4,14 +4,17 @@
     python benchmarks/run.py memory --frames 20 120              peak memory by length of the video
     python benchmarks/run.py end-to-end --input clip.mp4         from video file to run-length codes
     python benchmarks/run.py training                            seconds of one step of each training stage
+    python benchmarks/run.py data --input clip.mp4               training clips per second of one process
+    python benchmarks/run.py profile inference --modes online    share of each operator (CUDA: kernel)
+    python benchmarks/run.py complexity --plot complexity.png    by length, queries, results, resolution
     python benchmarks/run.py pair inference --b OP=pytorch       the C++ op against the plain one
     python benchmarks/run.py pair inference --b REVISION=main~9  this revision against an earlier one
 
 Every measurement runs in a process of its own (so peak memory is its own), on synthetic frames with random
 weights, after a warm-up; printed are medians over --repeats. ``pair`` runs two variants in turn (A B A B),
 so that a machine that becomes slower does so for both. A variant is ``KEY=VALUE`` words:
-``OP=pytorch|cpp|cuda``, ``REVISION=<commit>``, ``THREADS=<n>``, and any configuration key
-(``MODEL.MASK_FORMER.TEST.WINDOW_SIZE=1``).
+``OP=pytorch|cpp|cuda``, ``REVISION=<commit>``, ``THREADS=<n>``, ``PLAIN=masks,points,segmenter`` (slow forms,
+see ``plain_training.py``), and any configuration key (``MODEL.MASK_FORMER.TEST.PRECISION=auto``).
 
 Prints Markdown with the machine, and writes everything measured as JSON (--json).
 """
@@ -31,6 +34,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,8 @@ STAGES = (
     "post-processing",
     "other",
 )
+TRAINING_STAGES = ("segmenter", "tracker", "refiner", "matching", "losses", "other")  # of the forward pass
+TOP_KERNELS = 20
 CPU = "processor time"  # of all threads together: what a shared machine disturbs least
 CLIP_FRAMES = {"minvis": 1, "online": 5, "offline": 21}  # of one training step
 # Seconds per frame of the published implementation: R50, 360 x 640, 2 CPU threads with AVX-512, float32. Not
@@ -132,6 +138,10 @@ def build(spec: dict[str, Any]) -> tuple[Any, Any]:
     for module in model.modules():
         if isinstance(module, MSDeformAttn):
             module.backend = spec.get("op")
+    if "plain" in spec:
+        from benchmarks.plain_training import use_plain
+
+        use_plain(model, spec["plain"])
     return model, cfg
 
 
@@ -144,6 +154,26 @@ def make_frames(count: int, size: tuple[int, int]) -> list[Any]:
         coarse = torch.rand(1, 3, 9, 16, generator=torch.Generator().manual_seed(t % 50)) * 255
         frames.append(torch.nn.functional.interpolate(coarse, size, mode="bilinear")[0].byte())
     return frames
+
+
+def make_clip(length: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A training clip with four moving rectangles."""
+    import dvis  # isort: skip  # noqa: F401  (first: it provides detectron2 where upstream is absent)
+
+    import torch
+    from detectron2.structures import BitMasks, Instances
+
+    (H, W), objects = size, []
+    for t in range(length):
+        masks = torch.zeros(4, H, W, dtype=torch.bool)
+        for n in range(4):
+            top, left = n * H // 9, 3 * n * W // 32 + 2 * t
+            masks[n, top : top + 2 * H // 9, left : left + 3 * W // 16] = True
+        instances = Instances(size)
+        instances.gt_classes, instances.gt_ids = torch.arange(4), torch.arange(4)
+        instances.gt_masks = BitMasks(masks)
+        objects.append(instances)
+    return {"image": make_frames(length, size), "instances": objects, "height": H, "width": W}
 
 
 def clocked(model: Any, clock: StageClock) -> None:
@@ -211,37 +241,150 @@ def measure_end_to_end(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_training(spec: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the forward and the backward pass of one training step."""
+    """Seconds of the forward and the backward pass of one training step, the forward pass also by part."""
     import torch
-    from detectron2.structures import BitMasks, Instances
 
     model, _ = build(spec)
     model.train()
-    size, length = tuple(spec["size"]), spec["frames"]
-    objects = []
-    for t in range(length):
-        masks = torch.zeros(4, *size, dtype=torch.bool)
-        for n in range(4):
-            masks[n, 40 * n : 40 * n + 80, 60 * n + 2 * t : 60 * n + 2 * t + 120] = True
-        instances = Instances(size)
-        instances.gt_classes, instances.gt_ids = torch.arange(4), torch.arange(4)
-        instances.gt_masks = BitMasks(masks)
-        objects.append(instances)
-    batch = [{"image": make_frames(length, size), "instances": objects, "height": size[0], "width": size[1]}]
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
-    times = []
+    batch = [make_clip(spec["frames"], tuple(spec["size"]))]
+    cuda = model.device.type == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    clock = StageClock(cuda)
+    clock_training(model, clock)
+    steps = []
     for _ in range(spec["steps"] + 1):
         model.zero_grad(set_to_none=True)
+        clock.seconds.clear()
         wait()
         begin, cpu = time.perf_counter(), time.process_time()
-        loss = sum(model(batch).values())
+        with clock.stage("other"):
+            loss = sum(model(batch).values())
         wait()
         middle = time.perf_counter()
         loss.backward()
         wait()
-        times.append((middle - begin, time.perf_counter() - middle, time.process_time() - cpu))
-    forward, backward, cpu = (statistics.median(column) for column in zip(*times[1:], strict=True))
-    return {"forward": forward, "backward": backward, "total": forward + backward, CPU: cpu, **peaks()}
+        end, cpu = time.perf_counter(), time.process_time() - cpu
+        parts = {name: clock.seconds[name] for name in TRAINING_STAGES}
+        steps.append(
+            {**parts, "forward": middle - begin, "backward": end - middle, "total": end - begin, CPU: cpu}
+        )
+    return {**median_of(steps[1:]), **peaks()}
+
+
+def clock_training(model: Any, clock: StageClock) -> None:
+    """Let the parts of a training step report to the clock."""
+    clock.wrap(model, "segment", "segmenter")
+    if hasattr(model, "tracker"):
+        clock.wrap(model.tracker, "forward", "tracker")
+        clock.wrap(model.tracker, "frame_forward", "tracker")
+    if hasattr(model, "refiner"):
+        clock.wrap(model.refiner, "forward", "refiner")
+    clock.wrap(model.criterion, "forward", "losses")
+    clock.wrap(model.criterion, "matcher", "matching")
+
+
+def measure_data(spec: dict[str, Any]) -> dict[str, Any]:
+    """Training clips per second of one loading process: reading, decoding, masks and augmentation."""
+    import dvis  # isort: skip  (first: it provides detectron2 where upstream is absent)
+
+    import numpy as np
+
+    from dvis.data.mapper import clip_mapper_from_config
+    from dvis.data.readers import read_instances
+
+    length = spec["frames"]
+    clip = ["INPUT.SAMPLING_FRAME_NUM", length, "INPUT.SAMPLING_FRAME_RANGE", length]
+    cfg = dvis.load_config(ROOT / f"configs/ovis/{MODES[spec['mode']]}.yaml", [*clip, *spec["opts"]])
+    with tempfile.TemporaryDirectory() as folder:
+        record = write_video_record(Path(folder), 2 * length, tuple(spec["size"]), spec["input"])
+        mapper = clip_mapper_from_config(cfg, "video_instance", read_instances)
+        mapper(record, np.random.default_rng(0))
+        count = spec["steps"] * 4
+        begin, cpu = time.perf_counter(), time.process_time()
+        for seed in range(count):
+            mapper(record, np.random.default_rng(seed))
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {"clips per second": count / seconds, "total": seconds / count, CPU: cpu / count, **peaks()}
+
+
+def write_video_record(
+    folder: Path, length: int, size: tuple[int, int], source: str | None
+) -> dict[str, Any]:
+    """Frames as JPEG files, of a video file if there is one, and a record of them: four objects."""
+    import cv2
+
+    from dvis.data.rle import encode_mask
+    from dvis.video_io import open_video
+
+    if source is None:
+        frames = [frame.permute(1, 2, 0).numpy() for frame in make_frames(length, size)]
+    else:
+        frames = [cv2.resize(frame, size[::-1]) for frame in islice(open_video(source), length)]
+    names = [str(folder / f"{t:05d}.jpg") for t in range(len(frames))]
+    for name, frame in zip(names, frames, strict=True):
+        cv2.imwrite(name, frame[:, :, ::-1])
+    masks = [frame.gt_masks.tensor.numpy() for frame in make_clip(len(frames), size)["instances"]]
+    annotations = [
+        {
+            "id": n + 1,
+            "category_id": n,
+            "iscrowd": 0,
+            "segmentations": [encode_mask(frame[n]) if frame[n].any() else None for frame in masks],
+        }
+        for n in range(4)
+    ]
+    return {
+        "video_id": 1,
+        "source": str(folder),
+        "file_names": names,
+        "height": size[0],
+        "width": size[1],
+        "length": len(names),
+        "annotations": annotations,
+    }
+
+
+def measure_profile(spec: dict[str, Any]) -> dict[str, Any]:
+    """Share of each operator (on CUDA: kernel) in the time of inference or of a training step."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    model, _ = build(spec)
+    cuda = model.device.type == "cuda"
+    size = tuple(spec["size"])
+    if spec["part"] == "training":
+        model.train()
+        clip = [make_clip(spec["frames"], size)]
+
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            sum(model(clip).values()).backward()
+
+    else:
+        model.eval()
+        frames = make_frames(spec["frames"], size)
+
+        def run() -> None:
+            model([{"image": frames, "height": size[0], "width": size[1], "mask_format": "rle"}])
+
+    run()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiled:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+    rows = [
+        (event.key, event.self_device_time_total if cuda else event.self_cpu_time_total, event.count)
+        for event in profiled.key_averages()
+        # On CUDA only what runs there: operators would count the time of their kernels once more.
+        if not cuda or event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    total = sum(row[1] for row in rows) or 1.0
+    return {
+        "total": total / 1e6,
+        "shares": [[name, t / total, n] for name, t, n in sorted(rows, key=lambda r: -r[1])[:TOP_KERNELS]],
+        **peaks(),
+    }
 
 
 def peaks() -> dict[str, float]:
@@ -259,6 +402,8 @@ MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "memory": measure_inference,
     "end-to-end": measure_end_to_end,
     "training": measure_training,
+    "data": measure_data,
+    "profile": measure_profile,
 }
 
 
@@ -310,8 +455,8 @@ def variant(words: Sequence[str]) -> Iterator[dict[str, Any]]:
             key, separator, value = word.partition("=")
             if not separator:
                 raise SystemExit(f"{word!r} is not KEY=VALUE")
-            if key == "OP":
-                change["op"] = value
+            if key in ("OP", "PLAIN"):
+                change[key.lower()] = value
             elif key == "THREADS":
                 change["threads"] = int(value)
             elif key == "REVISION":
@@ -357,9 +502,11 @@ def machine() -> dict[str, Any]:
 
 def base_spec(args: argparse.Namespace, mode: str) -> dict[str, Any]:
     what = args.what
-    frames = args.frames[0] if args.frames else {"training": CLIP_FRAMES[mode]}.get(what, 6)
+    in_clips = what in ("training", "data") or (what == "profile" and args.part == "training")
+    frames = args.frames[0] if args.frames else (CLIP_FRAMES[mode] if in_clips else 6)
     return {
         "what": what,
+        "part": args.part,
         "mode": mode,
         "frames": frames,
         "size": args.size,
@@ -427,6 +574,77 @@ def compare(args: argparse.Namespace, modes: Sequence[str]) -> list[dict[str, An
     return measured
 
 
+def report_profile(args: argparse.Namespace, modes: Sequence[str]) -> list[dict[str, Any]]:
+    """Print the operators or kernels that take most of the time."""
+    measured = []
+    with variant(args.a) as change:
+        for mode in modes:
+            result = run_once({**base_spec(args, mode), **change})
+            measured.append({"mode": mode, "part": args.part, **result})
+            print(f"\n{mode}, {args.part}: {result['total']:.3g} s in all\n")
+            rows = [[name, f"{share:.1%}", count] for name, share, count in result["shares"]]
+            print(table(rows, ["operator or kernel", "share", "calls"]))
+    return measured
+
+
+def report_complexity(args: argparse.Namespace, modes: Sequence[str]) -> list[dict[str, Any]]:
+    """Time and memory of inference when one of length, queries, results and resolution changes."""
+    height, width = args.size
+    lengths = args.frames or [20, 60, 200]
+    axes: dict[str, list[tuple[float, dict[str, Any]]]] = {
+        "frames": [(length, {"frames": length}) for length in lengths],
+        "queries": [(q, {"opts": ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", q]}) for q in args.queries],
+        "instances": [(n, {"opts": ["MODEL.MASK_FORMER.TEST.MAX_NUM", n]}) for n in args.instances],
+        "megapixels": [
+            (height * width * scale**2 / 1e6, {"size": [round(height * scale), round(width * scale)]})
+            for scale in args.scales
+        ],
+    }
+    jobs = [
+        (mode, axis, value, change)
+        for mode in modes
+        for axis, points in axes.items()
+        for value, change in points
+    ]
+    measured = []
+    with variant(args.a) as common:
+        for mode, axis, value, change in tqdm(jobs, desc="complexity", unit="job", disable=None):
+            spec = {**base_spec(args, mode), "frames": lengths[0], **common, **change}
+            spec["what"] = "inference"
+            spec["opts"] = [*common["opts"], *change.get("opts", [])]
+            found = median_of([run_once(spec) for _ in range(args.repeats)])
+            video = {"seconds per video": found["total"] * spec["frames"]}
+            measured.append({"mode": mode, "axis": axis, "value": value, **found, **video})
+    keys = ["total", CPU, *(key for key in measured[0] if key.startswith("peak"))]
+    rows = [[m["mode"], m["axis"], m["value"], *(m[key] for key in keys)] for m in measured]
+    print(table(rows, ["mode", "axis", "value", "seconds per frame", CPU, *keys[2:]]))
+    if args.plot:
+        plot_complexity(measured, Path(args.plot))
+    return measured
+
+
+def plot_complexity(measured: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw time and memory against each axis, one line per mode."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    memory = "peak device, GB" if "peak device, GB" in measured[0] else "peak RSS, GB"
+    axes = list(dict.fromkeys(m["axis"] for m in measured))
+    figure, panels = pyplot.subplots(2, len(axes), figsize=(4 * len(axes), 6), squeeze=False)
+    for column, axis in enumerate(axes):
+        for row, (key, label) in enumerate((("total", "seconds per frame"), (memory, memory))):
+            panel = panels[row][column]
+            for mode in dict.fromkeys(m["mode"] for m in measured):
+                points = [(m["value"], m[key]) for m in measured if (m["mode"], m["axis"]) == (mode, axis)]
+                panel.plot(*zip(*points, strict=True), marker="o", label=mode)
+            panel.set(xlabel=axis, ylabel=label, ylim=(0, None))
+    panels[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     """Measure and print."""
     if sys.argv[1:2] == ["--worker"]:
@@ -435,27 +653,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=(*MEASURES, "pair"))
-    parser.add_argument("what", nargs="?", choices=tuple(MEASURES), help="of a pair")
+    parser.add_argument("command", choices=(*MEASURES, "complexity", "pair"))
+    parser.add_argument("what", nargs="?", choices=tuple(MEASURES), help="of a pair or a profile")
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES))
     parser.add_argument("--frames", nargs="+", type=int, help="length of the video or clip")
-    parser.add_argument("--size", nargs=2, type=int, default=[360, 640], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--input", help="video file of end-to-end")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="default 360 640; data 720 1280; complexity 96 160",
+    )
+    parser.add_argument("--input", help="video file of end-to-end and data")
     parser.add_argument("--steps", type=int, default=2, help="training steps after the first")
+    parser.add_argument("--queries", nargs="+", type=int, default=[50, 100, 200], help="of complexity")
+    parser.add_argument("--instances", nargs="+", type=int, default=[5, 20, 80], help="likewise: results")
+    parser.add_argument("--scales", nargs="+", type=float, default=[1, 1.5, 2], help="likewise: of --size")
+    parser.add_argument("--plot", help="PNG file of complexity")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--a", nargs="+", default=[], metavar="KEY=VALUE", help="first variant")
     parser.add_argument("--b", nargs="+", default=[], metavar="KEY=VALUE", help="second variant of a pair")
     parser.add_argument("--json", help="file for everything that was measured")
     args = parser.parse_args()
-    if args.command == "pair" and args.what is None:
-        parser.error("pair needs what to measure: " + ", ".join(MEASURES))
     is_pair = args.command == "pair"
+    if is_pair and args.what in (None, "profile"):
+        parser.error("pair needs what to measure: " + ", ".join(m for m in MEASURES if m != "profile"))
+    args.part = "training" if args.what == "training" else "inference"
     args.what = args.what if is_pair else args.command
+    sizes = {"data": [720, 1280], "complexity": [96, 160]}
+    args.size = args.size or sizes.get(args.what, [360, 640])
     if args.what == "end-to-end" and not args.input:
         parser.error("end-to-end needs --input VIDEO")
     where = machine()
     print("; ".join(f"{key} {value}" for key, value in where.items()) + "\n")
-    measured = (compare if is_pair else report)(args, args.modes)
+    special = {"profile": report_profile, "complexity": report_complexity}
+    measured = (compare if is_pair else special.get(args.what, report))(args, args.modes)
     if args.json:
         Path(args.json).write_text(json.dumps({"machine": where, "measured": measured}, indent=2) + "\n")
 

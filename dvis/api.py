@@ -33,7 +33,7 @@ from dvis.data.augmentation import shortest_edge_size
 from dvis.data.custom import use_custom_datasets
 from dvis.inference.engine import Prediction, StreamState
 from dvis.modeling.meta_arch.base import VideoModel
-from dvis.video_io import open_video
+from dvis.video_io import open_video, read_ahead
 
 __all__ = ["FrameResult", "VideoResult", "VideoSegmenter"]
 
@@ -91,6 +91,7 @@ class VideoSegmenter:
         min_size: int = 0,
         max_size: int = 1333,
         channel_order: str = "RGB",
+        read_ahead: int = 4,
     ) -> None:
         """
         Args:
@@ -98,6 +99,8 @@ class VideoSegmenter:
             min_size: frames are resized so that the shorter side has this many pixels; 0: as they are.
             max_size: but the longer side never more than this.
             channel_order: ``RGB`` or ``BGR``, what the model was trained with.
+            read_ahead: frames of a file or folder that a thread decodes while the model works on earlier
+                ones; 0: no thread. Cameras and iterables of the caller are read when a frame is needed.
         """
         if not isinstance(model, VideoModel):
             raise ValueError(
@@ -110,6 +113,7 @@ class VideoSegmenter:
         self.min_size = min_size
         self.max_size = max_size
         self.channel_order = channel_order
+        self.read_ahead = read_ahead
 
     @classmethod
     def from_config(
@@ -217,11 +221,15 @@ class VideoSegmenter:
 
     def _prepared(self, source: _Source) -> Iterator[Tensor]:
         """Frames as the model takes them: resized, in its channel order, ``3 H W``."""
-        for frame in source:
-            frame = self._resize(frame)
-            if self.channel_order == "BGR":
-                frame = frame[:, :, ::-1]
-            yield torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+        return read_ahead(map(self._prepare, source), self.read_ahead if source.is_stored else 0)
+
+    def _prepare(self, frame: np.ndarray) -> Tensor:
+        frame = self._resize(frame)
+        if self.channel_order == "BGR":
+            frame = frame[:, :, ::-1]
+        tensor = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+        # From pinned memory the copy to the device does not hold up the host.
+        return tensor.pin_memory() if self.model.device.type == "cuda" else tensor
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
         if not self.min_size:
@@ -258,6 +266,8 @@ class _Source:
         is_named = isinstance(frames, str | os.PathLike | int)
         self.frames = open_video(frames) if is_named else frames  # type: ignore[arg-type]
         self.name = str(getattr(self.frames, "name", frames if is_named else "stream"))
+        # Reading a camera ahead would only make its frames older.
+        self.is_stored = is_named and getattr(self.frames, "is_stored", True)
         self.size: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:

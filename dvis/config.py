@@ -32,6 +32,7 @@ def add_dvis_config(cfg: CfgNode) -> None:
     _add_input(cfg)
     _add_tracker(cfg)
     _add_refiner(cfg)
+    _add_frozen(cfg)
     _add_inference(cfg)
     # (ours) What happens when a matching cost or a loss is not a finite number: "stop" with the names of the
     # video and the tensor, or "skip" the batch with a warning that has them.
@@ -48,10 +49,6 @@ def add_dvis_config(cfg: CfgNode) -> None:
     # the batch, so that they do not depend on how a batch is divided among processes and accumulation steps.
     # False, as published: by the objects of all clips that the processes work on at a time.
     cfg.SOLVER.LOSS_PER_CLIP = False
-    # (ours) Training behind a frozen segmenter: memory of each process, in 2**30 bytes, for what it said of
-    # frames; one that comes again with the same pixels is not segmented again. Pays where augmentation gives
-    # few forms of a frame. 0: nothing is remembered.
-    cfg.SOLVER.SEGMENTER_CACHE_GB = 0.0
     # (ours) Evaluation: go on after the videos that an interrupted evaluation of the same weights and
     # settings has finished (same OUTPUT_DIR); also pack the results as the benchmark's server takes them.
     cfg.TEST.RESUME = False
@@ -115,6 +112,9 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.AUGMENTATIONS = []
     # Large-scale jitter of clips: side of the square output (pixels), range of the random scale.
     cfg.INPUT.LSJ_AUG = CfgNode({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+    # (ours) Training: decode JPEG frames at a half, a quarter or an eighth of their size where they are made
+    # as small anyway. Faster; pixels differ a little from the published training. Evaluation never does.
+    cfg.INPUT.REDUCED_DECODING = False
     # (ours) An object's class is that of the frames where it is visible. True restores the published DVIS,
     # which takes the last frame's: an object that is not visible there is then trained as "no object".
     cfg.INPUT.LABEL_FROM_LAST_FRAME = False
@@ -170,6 +170,21 @@ def _add_refiner(cfg: CfgNode) -> None:
     cfg.MODEL.REFINER.GUIDED_FRACTION = 0.5
 
 
+def _add_frozen(cfg: CfgNode) -> None:
+    """How the frozen segmenter runs while the tracker or the refiner is trained."""
+    cfg.MODEL.MASK_FORMER.FROZEN = CfgNode()
+    # (ours) Frames that pass through it together, of all clips of the batch. Fewer need less memory; losses
+    # do not depend on it.
+    cfg.MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE = 4
+    # (ours) Precision of its large products: as MODEL.MASK_FORMER.TEST.PRECISION. Anything but "float32" is
+    # faster, and tracker and refiner learn from slightly other queries than as published.
+    cfg.MODEL.MASK_FORMER.FROZEN.PRECISION = "float32"
+    # (ours) Memory of each process, in 2**30 bytes, for what it said of frames; one that comes again with the
+    # same pixels is not segmented again. Pays where augmentation gives few forms of a frame. 0: nothing is
+    # remembered.
+    cfg.MODEL.MASK_FORMER.FROZEN.CACHE_GB = 0.0
+
+
 def _add_inference(cfg: CfgNode) -> None:
     test = cfg.MODEL.MASK_FORMER.TEST
     # What is made of a video: vis (instances), vps (panoptic), vss (semantic).
@@ -197,6 +212,9 @@ def _add_inference(cfg: CfgNode) -> None:
     # (ours) Precision of the segmenter's large products at inference: "float32" (results as published),
     # "bfloat16", or "auto": bfloat16 where the hardware computes in it (NVIDIA since Ampere, CPUs with AMX).
     test.PRECISION = "float32"
+    # (ours) Back end of torch.compile ("inductor", ...) through which the segmenter goes at inference; "": it
+    # is not compiled. The first windows then take minutes.
+    test.COMPILE = ""
     # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list
     # with one COCO run-length code per frame), which needs a hundredth of the memory.
     test.MASK_FORMAT = "bitmask"

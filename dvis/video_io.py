@@ -9,19 +9,31 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import queue
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["FrameWriter", "VideoError", "VideoSource", "VideoWriter", "open_video", "read_image"]
+__all__ = [
+    "FrameWriter",
+    "VideoError",
+    "VideoSource",
+    "VideoWriter",
+    "open_video",
+    "read_ahead",
+    "read_image",
+]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Frame = np.ndarray  # H W 3, uint8, RGB
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
@@ -42,12 +54,14 @@ class VideoSource:
         fps: frames per second.
         size: ``(width, height)`` in pixels.
         num_frames: number of frames as far as the container tells, else ``None``; decoding decides.
+        is_stored: whether frames wait to be read; those of a camera come when they come.
     """
 
     name: str
     fps: float
     size: tuple[int, int]
     num_frames: int | None
+    is_stored = True
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -86,6 +100,58 @@ def open_video(source: str | os.PathLike[str] | int, fps: float | None = None) -
             raise VideoError(f"{source}: no file matches this pattern")
         return _ImageSource(str(source), files, fps or DEFAULT_FPS)
     raise VideoError(f"{source}: no such video file, folder, pattern or camera index")
+
+
+def read_ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """Iterate in a background thread that is at most ``count`` items ahead; order and errors stay the same.
+
+    The thread ends with the iteration, also when it is left early.
+
+    Args:
+        items: iterated once; nothing is taken from it before the first item is asked for.
+        count: how many items wait at most; 0: no thread.
+    """
+    if count < 1:
+        yield from items
+        return
+    waiting: queue.Queue[tuple[Callable[[], T] | None]] = queue.Queue(count)
+    left = threading.Event()
+
+    def put(result: Callable[[], T] | None) -> bool:
+        while not left.is_set():
+            try:
+                waiting.put((result,), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def read() -> None:
+        try:
+            for item in items:
+                if not put(partial(_return, item)):
+                    return
+        except BaseException as error:  # whatever it is, it belongs to the one who iterates
+            put(partial(_raise, error))
+        else:
+            put(None)
+
+    reader = threading.Thread(target=read, name="read ahead", daemon=True)
+    reader.start()
+    try:
+        while (result := waiting.get()[0]) is not None:
+            yield result()
+    finally:
+        left.set()
+        reader.join()
+
+
+def _return(item: T) -> T:
+    return item
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
 
 
 def read_image(path: str | os.PathLike[str]) -> Frame:
@@ -195,6 +261,8 @@ def _rotated(frame: Frame, degrees: int) -> Frame:
 
 class _CameraSource(VideoSource):
     """A live camera through OpenCV; iterate once, stop with ``break`` or Ctrl-C."""
+
+    is_stored = False
 
     def __init__(self, index: int) -> None:
         import cv2

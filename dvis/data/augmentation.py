@@ -103,6 +103,21 @@ def _resize(size: Size, target: Size) -> tuple[T.Transform, Size]:
     return T.ResizeTransform(size[0], size[1], target[0], target[1]), target
 
 
+def size_after_resize(transform: T.TransformList, size: Size) -> Size:
+    """Size to which a chain of transforms first of all resizes; the given size if it begins otherwise."""
+    first = next(iter(transform.transforms), None)
+    return (first.new_h, first.new_w) if isinstance(first, T.ResizeTransform) else size
+
+
+def starting_from(transform: T.TransformList, size: Size) -> T.TransformList:
+    """The same chain for an image that has this size instead, if the chain first of all resizes it."""
+    first = next(iter(transform.transforms), None)
+    if not isinstance(first, T.ResizeTransform) or (first.h, first.w) == size:
+        return transform
+    target = (first.new_h, first.new_w)
+    return T.TransformList([_resize(size, target)[0], *transform.transforms[1:]])
+
+
 @dataclass(frozen=True)
 class Resize:
     """Resize the shorter side to one of some lengths, or to a length between two.

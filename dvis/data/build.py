@@ -70,8 +70,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
             if (key.dataset, video) in self.given_up:
                 raise BrokenDataError(f"{self.describe(key.dataset, video)}: two processes died on it")
             self.board.note(key.dataset, video)
-            raise_noted(records[video])
-            return mapper(records[video], rng)
+            record = records[video]  # unpickled by each access
+            raise_noted(record)
+            return mapper(record, rng)
 
         return first_intact(make, key.video, len(records), key.seed, self.max_faults)
 

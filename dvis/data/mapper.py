@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks, Instances
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dvis.data.augmentation import ClipAugmentation, build_augmentation
+from dvis.data.augmentation import ClipAugmentation, build_augmentation, size_after_resize, starting_from
 from dvis.data.frames import LazyFrames
 from dvis.data.readers import AnnotationReader, FrameObjects, read_frame
 from dvis.data.samplers import FrameSampler, RepeatedFrame, build_frame_sampler
@@ -44,6 +44,8 @@ class ClipMapper:
         augmentation: what is done to the clip.
         image_format: channel order, ``RGB`` or ``BGR``.
         class_map: new class index of each class; objects of other classes are left out. None keeps all.
+        reduced_decoding: decode JPEG frames at a fraction of their size where the augmentation makes them
+            smaller anyway; see ``INPUT.REDUCED_DECODING``.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class ClipMapper:
         augmentation: ClipAugmentation,
         image_format: str,
         class_map: Mapping[int, int] | None = None,
+        reduced_decoding: bool = False,
     ) -> None:
         self.sampler = sampler
         self.reader = reader
         self.augmentation = augmentation
         self.image_format = image_format
         self.class_map = class_map
+        self.reduced_decoding = reduced_decoding
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         """Make one clip; ``rng`` is the only source of randomness.
@@ -68,17 +72,25 @@ class ClipMapper:
                 annotation.
         """
         indices = self.sampler(record["length"], rng)
+        height, width = record.get("height"), record.get("width")
         # Pseudo videos repeat a frame: read it once.
-        images = {t: read_frame(record, t, self.image_format) for t in dict.fromkeys(indices)}
+        if self.reduced_decoding and height is not None and width is not None:
+            stored = (height, width)
+            plans = self.augmentation.draw(rng, [stored] * len(indices))
+            needed = _largest(indices, [size_after_resize(transform, stored) for transform, _ in plans])
+            images = {t: read_frame(record, t, self.image_format, needed[t]) for t in needed}
+        else:
+            images = {t: read_frame(record, t, self.image_format) for t in dict.fromkeys(indices)}
+            height, width = images[indices[0]].shape[:2]
+            plans = self.augmentation.draw(rng, [(images[t].shape[0], images[t].shape[1]) for t in indices])
         objects = {t: self._remap(self.reader(record, t)) for t in images}
-        plans = self.augmentation.draw(rng, [(images[t].shape[0], images[t].shape[1]) for t in indices])
 
         frames: list[Tensor] = []
         found: list[tuple[FrameObjects, NDArray[np.bool_]]] = []
         for t, (transform, size) in zip(indices, plans, strict=True):
-            frames.append(_to_tensor(transform.apply_image(images[t])))
+            on_image = starting_from(transform, (images[t].shape[0], images[t].shape[1]))
+            frames.append(_to_tensor(on_image.apply_image(images[t])))
             found.append((objects[t], objects[t].masks(transform, size)))
-        height, width = images[indices[0]].shape[:2]
         return {
             "video_id": record["video_id"],
             "file_names": [record["file_names"][t] for t in indices],
@@ -163,7 +175,17 @@ def clip_mapper_from_config(
         augmentation=build_augmentation(cfg, pseudo=pseudo, segments=not kind.endswith("instance")),
         image_format=cfg.INPUT.FORMAT,
         class_map=class_map,
+        reduced_decoding=cfg.INPUT.REDUCED_DECODING,
     )
+
+
+def _largest(indices: Sequence[int], sizes: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """The largest of the sizes (height, width) at which each frame is needed."""
+    needed: dict[int, tuple[int, int]] = {}
+    for t, (height, width) in zip(indices, sizes, strict=True):
+        before = needed.get(t, (0, 0))
+        needed[t] = (max(height, before[0]), max(width, before[1]))
+    return needed
 
 
 def _to_tensor(image: NDArray[np.uint8]) -> Tensor:

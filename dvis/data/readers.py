@@ -31,6 +31,7 @@ __all__ = [
 
 Record = Mapping[str, Any]
 
+EXIF_ORIENTATION = 0x0112  # tag
 # Pillow reports broken files by any of these.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -72,23 +73,53 @@ def describe(record: Record, t: int | None = None) -> str:
     return place if t is None else f"{place}, frame {t} ({record['file_names'][t]})"
 
 
-def read_frame(record: Record, t: int, image_format: str) -> NDArray[np.uint8]:
+def read_frame(
+    record: Record, t: int, image_format: str, at_least: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """Read frame t, ``H W 3`` uint8 with channels in ``image_format`` (``RGB`` or ``BGR``).
+
+    Args:
+        record: of a data set.
+        t: number of the frame.
+        image_format: order of the channels.
+        at_least: height and width that suffice: a JPEG file is then decoded at a half, a quarter or an eighth
+            of its size where that is not smaller. None: at its own size.
 
     Raises:
         MissingDataError: if the file is not there.
         BrokenDataError: if it cannot be decoded, or its size is not that of the annotations.
     """
-    image = _read(
-        record, t, record["file_names"][t], lambda path: detection_utils.read_image(path, image_format)
-    )
+
+    def read(path: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        if at_least is not None and (reduced := _read_reduced(path, image_format, at_least)) is not None:
+            return reduced
+        image = detection_utils.read_image(path, image_format)
+        return image, (image.shape[0], image.shape[1])
+
+    image, size = _read(record, t, record["file_names"][t], read)
     expected = (record.get("height"), record.get("width"))
-    if None not in expected and image.shape[:2] != expected:
+    if None not in expected and size != expected:
         raise BrokenDataError(
-            f"{describe(record, t)}: the image has {image.shape[0]} x {image.shape[1]} pixels, "
+            f"{describe(record, t)}: the image has {size[0]} x {size[1]} pixels, "
             f"the annotations say {expected[0]} x {expected[1]}"
         )
     return image
+
+
+def _read_reduced(
+    path: str, image_format: str, at_least: tuple[int, int]
+) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
+    """Decode a JPEG file at the smallest size that suffices; also give its own size.
+
+    None: it is no JPEG file, or one that has to be turned, and is to be read in the usual way.
+    """
+    with Image.open(path) as image:
+        if image.format != "JPEG" or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            return None
+        width, height = image.size
+        # The decoder leaves out the frequencies that the smaller picture cannot show.
+        image.draft("RGB", at_least[::-1])
+        return detection_utils.convert_PIL_to_numpy(image, image_format), (height, width)
 
 
 def read_instances(record: Record, t: int) -> FrameObjects:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from dvis.modeling.structures import SegmenterOutput
 
-__all__ = ["segment_frames"]
+__all__ = ["segment_frames", "segment_in_windows"]
 
 
 def segment_frames(
@@ -59,4 +60,33 @@ def segment_frames(
             (per_video(layer["pred_logits"]), masks_per_video(layer["pred_masks"]))
             for layer in outputs["aux_outputs"]
         ),
+    )
+
+
+def segment_in_windows(
+    segment: Callable[[Tensor], SegmenterOutput], frames: Tensor, window_size: int
+) -> SegmenterOutput:
+    """Segment the frames of clips a few at a time, so that memory does not grow with the clips' length.
+
+    Args:
+        segment: frames ``1 n 3 H W`` to logits, queries, mask features and mask embeddings, without masks.
+        frames: ``B T 3 H W``; its frames are taken in order, also from the end of one clip and the beginning
+            of the next.
+        window_size: frames that are segmented together.
+
+    Source: project choice; every frame is segmented by itself, so the windows do not show in the result.
+    """
+    flat = frames.flatten(0, 1)[None]
+    windows = [segment(window) for window in flat.split(window_size, dim=1)]
+
+    def joined(name: str) -> Tensor:
+        values = [getattr(window, name) for window in windows]
+        return torch.cat(values, dim=1)[0].unflatten(0, frames.shape[:2])
+
+    return SegmenterOutput(
+        logits=joined("logits"),
+        masks=None,
+        queries=joined("queries"),
+        mask_features=joined("mask_features"),
+        mask_embeds=joined("mask_embeds"),
     )

@@ -37,7 +37,7 @@ class SegmenterCache:
             ValueError: if it is not positive.
         """
         if max_gigabytes <= 0:
-            raise ValueError(f"SOLVER.SEGMENTER_CACHE_GB must be positive, not {max_gigabytes}")
+            raise ValueError(f"MODEL.MASK_FORMER.FROZEN.CACHE_GB must be positive, not {max_gigabytes}")
         self.max_bytes = int(max_gigabytes * 2**30)
         self.num_bytes = 0
         self._known: dict[bytes, tuple[Tensor, ...]] = {}
@@ -79,8 +79,8 @@ class SegmenterCache:
         if self.num_bytes + size > self.max_bytes:
             if not self._is_full:
                 logger.warning(
-                    "SOLVER.SEGMENTER_CACHE_GB is used up after %d frames; further ones are segmented again "
-                    "each time",
+                    "MODEL.MASK_FORMER.FROZEN.CACHE_GB is used up after %d frames; further ones are "
+                    "segmented again each time",
                     len(self),
                 )
             self._is_full = True

@@ -6,7 +6,7 @@ is a clip with ``T = 1``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from mask2former.modeling.losses import at_least_float, class_loss, dice_loss, sigmoid_ce_loss
+from mask2former.modeling.masks import MaskProducts, select
 from mask2former.modeling.matcher import HungarianMatcher, Indices, MatchingWeights
 from mask2former.modeling.points import sample_points, uncertain_points
 
@@ -22,11 +23,6 @@ __all__ = ["SetCriterion", "build_criterion", "loss_weights"]
 
 Targets = Sequence[Mapping[str, Tensor]]
 Matcher = Callable[[Mapping[str, Tensor], Targets], list[Indices]]
-
-
-def select(per_clip: Iterable[Tensor], rows: Sequence[Tensor]) -> Tensor:
-    """Take ``rows[b]`` of each clip's tensor and join them: ``sum(len(rows)) ...``."""
-    return torch.cat([tensor[row.to(tensor.device)] for tensor, row in zip(per_clip, rows, strict=True)])
 
 
 class SetCriterion(nn.Module):
@@ -92,8 +88,9 @@ class SetCriterion(nn.Module):
         then of auxiliary layers 0, 1, ...
 
         Args:
-            outputs: ``pred_logits`` ``B Q K+1``, ``pred_masks`` ``B Q T h w``, and optionally
-                ``aux_outputs``, a list of such dicts.
+            outputs: ``pred_logits`` ``B Q K+1``, ``pred_masks`` ``B Q T h w`` (a tensor, or a
+                ``MaskProducts``, which needs less memory and time), and optionally ``aux_outputs``, a list of
+                such dicts.
             targets: per clip ``labels`` ``N`` int64 in ``[0, K]`` and ``masks`` ``N T H W`` bool.
             indices: matched (query, object) indices per clip, where something else guides the matching; then
                 used for every layer. None: each layer is matched by itself.
@@ -151,11 +148,15 @@ class SetCriterion(nn.Module):
         return class_loss(logits, classes, self.empty_weight)
 
     def _mask_losses(
-        self, mask_logits: Tensor, targets: Targets, indices: Sequence[Indices], num_masks: float
+        self,
+        mask_logits: Tensor | MaskProducts,
+        targets: Targets,
+        indices: Sequence[Indices],
+        num_masks: float,
     ) -> dict[str, Tensor]:
         predicted = select(mask_logits, [queries for queries, _ in indices])
         if not len(predicted):
-            zero = mask_logits.sum() * 0.0
+            zero = predicted.sum()  # of nothing, but what it is computed from gets a gradient
             return {"loss_mask": zero, "loss_dice": zero}
         predicted = at_least_float(predicted)
         truth = select([target["masks"] for target in targets], [objects for _, objects in indices])

@@ -7,10 +7,8 @@ other, so that one coordinate pair addresses a point of the whole clip; an image
 from __future__ import annotations
 
 import torch
-from detectron2.projects.point_rend.point_features import (
-    get_uncertain_point_coords_with_randomness,
-    point_sample,
-)
+import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
 from einops import rearrange
 from torch import Tensor
 
@@ -40,8 +38,9 @@ def sample_points(masks: Tensor, coords: Tensor) -> Tensor:
 
     Source: PointRend (arXiv:1912.08193), section 3.1; stacking of frames as published by DVIS.
     """
-    coords = coords.expand(masks.shape[0], -1, -1)
-    return point_sample(_stack_frames(masks), coords, align_corners=False).squeeze(1)
+    # Expanding comes last: coordinates of the same points for a hundred masks would fill half a gigabyte.
+    grid = (2.0 * coords - 1.0)[:, :, None].expand(masks.shape[0], -1, -1, -1)
+    return F.grid_sample(_stack_frames(masks), grid, align_corners=False)[:, 0, :, 0]
 
 
 @torch.no_grad()

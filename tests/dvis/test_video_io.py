@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dvis.video_io import FrameWriter, VideoError, VideoWriter, open_video, open_writer, read_image
+from dvis.video_io import (
+    FrameWriter,
+    VideoError,
+    VideoWriter,
+    open_video,
+    open_writer,
+    read_ahead,
+    read_image,
+)
 
 
 def moving_square(num_frames: int, width: int, height: int) -> list[np.ndarray]:
@@ -172,3 +183,37 @@ def test_frame_of_another_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="frame 1"), VideoWriter(tmp_path / "out.mp4", 10) as video:  # noqa: PT012
         video.write(np.zeros((8, 8, 3), np.uint8))
         video.write(np.zeros((8, 10, 3), np.uint8))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_read_ahead_gives_everything_in_order(count: int) -> None:
+    assert list(read_ahead(range(10), count)) == list(range(10))
+    assert list(read_ahead([], count)) == []
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_read_ahead_passes_errors_on_in_their_place(count: int) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise VideoError("frame 1 is broken")
+
+    items = read_ahead(broken(), count)
+    assert next(items) == 1
+    with pytest.raises(VideoError, match="frame 1 is broken"):
+        next(items)
+
+
+def test_read_ahead_is_bounded_and_ends_with_the_iteration() -> None:
+    taken: list[int] = []
+    items = read_ahead((taken.append(i) or i for i in range(1000)), 3)  # type: ignore[func-returns-value]
+    assert not taken
+    assert next(items) == 0
+    time.sleep(0.3)
+    assert len(taken) <= 5  # the one that was given, three that wait, one that waits to wait
+    threads = [thread for thread in threading.enumerate() if thread.name == "read ahead"]
+    assert len(threads) == 1
+    items.close()
+    assert not threads[0].is_alive()
+    count = len(taken)
+    time.sleep(0.2)
+    assert len(taken) == count

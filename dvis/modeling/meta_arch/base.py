@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from dvis.inference.engine import InferenceEngine, Prediction, PreparedFrames, StreamState
 from dvis.inference.postprocess import TASKS, FrameSizes, PostprocessSettings, postprocess
-from dvis.inference.precision import autocast_dtype
+from dvis.inference.precision import PRECISIONS, autocast_dtype
 from dvis.inference.store import StoreSettings
 from dvis.modeling.matching import NonFiniteError
-from dvis.modeling.segmenter import segment_frames
+from dvis.modeling.segmenter import segment_frames, segment_in_windows
 from dvis.modeling.segmenter_cache import SegmenterCache
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.targets import clip_targets
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher, MatchingWeights
 
-__all__ = ["InferenceSettings", "VideoModel"]
+__all__ = ["FrozenSettings", "InferenceSettings", "VideoModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class InferenceSettings:
         window_size: frames that are segmented together.
         refine_over: what the refiner sees, ``video`` or ``window``.
         precision: of the segmenter, see ``dvis.inference.precision``.
+        compile_backend: of ``torch.compile``, which the segmenter then goes through; empty: not compiled.
         postprocess: what is kept of a video.
         store: memory budgets.
     """
@@ -55,6 +56,7 @@ class InferenceSettings:
     window_size: int = 3
     refine_over: str = "video"
     precision: str = "float32"
+    compile_backend: str = ""
     postprocess: PostprocessSettings = field(default_factory=PostprocessSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 
@@ -62,6 +64,11 @@ class InferenceSettings:
         if self.task not in TASKS:
             raise ValueError(f"MODEL.MASK_FORMER.TEST.TASK is {self.task!r}; allowed are {', '.join(TASKS)}")
         autocast_dtype(self.precision, torch.device("cpu"))  # refuses an unknown one
+        if self.compile_backend and self.compile_backend not in (known := torch.compiler.list_backends(())):
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TEST.COMPILE is {self.compile_backend!r}; allowed are '' and the back "
+                f"ends of torch.compile: {', '.join(known)}"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceSettings:
@@ -71,6 +78,7 @@ class InferenceSettings:
             window_size=test.WINDOW_SIZE,
             refine_over=test.REFINE_OVER,
             precision=test.PRECISION,
+            compile_backend=test.COMPILE,
             postprocess=PostprocessSettings(
                 max_num=test.MAX_NUM,
                 mask_format=test.MASK_FORMAT,
@@ -84,6 +92,33 @@ class InferenceSettings:
                 half_precision=test.HALF_PRECISION_STORE,
             ),
         )
+
+
+@dataclass(frozen=True)
+class FrozenSettings:
+    """How a frozen segmenter runs while the parts behind it are trained; ``MODEL.MASK_FORMER.FROZEN.*``.
+
+    Attributes:
+        window_size: frames that are segmented together.
+        precision: see ``dvis.inference.precision``.
+        cache_gb: memory for what it said of frames, in 2**30 bytes, see ``SegmenterCache``; 0: nothing is
+            remembered.
+    """
+
+    window_size: int = 4
+    precision: str = "float32"
+    cache_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.window_size < 1:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE must be at least 1, not {self.window_size}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.FROZEN.PRECISION is {self.precision!r}; allowed are "
+                f"{', '.join(PRECISIONS)}"
+            )
 
 
 class VideoModel(nn.Module):
@@ -120,7 +155,7 @@ class VideoModel(nn.Module):
         label_from_last_frame: bool = False,
         non_finite: str = "stop",
         loss_per_clip: bool = False,
-        segmenter_cache_gb: float = 0.0,
+        frozen_segmenter: FrozenSettings | None = None,
     ) -> None:
         """
         Args:
@@ -140,8 +175,7 @@ class VideoModel(nn.Module):
                 batch with a warning.
             loss_per_clip: whether each clip's losses are normalised by themselves; otherwise together with
                 those of the other clips and processes.
-            segmenter_cache_gb: memory for what a frozen segmenter said of the training's frames, see
-                ``SegmenterCache``; 0: nothing is remembered.
+            frozen_segmenter: how the segmenter runs in training, if a subclass freezes it.
 
         Raises:
             ValueError: if ``non_finite`` is neither.
@@ -161,7 +195,9 @@ class VideoModel(nn.Module):
         self.label_from_last_frame = label_from_last_frame
         self.non_finite = non_finite
         self.loss_per_clip = loss_per_clip
-        self.segmenter_cache = SegmenterCache(segmenter_cache_gb) if segmenter_cache_gb else None
+        self.frozen_segmenter = frozen_segmenter or FrozenSettings()
+        memory = self.frozen_segmenter.cache_gb
+        self.segmenter_cache = SegmenterCache(memory) if memory else None
         # Told of each batch that is not finite, the error, and whether the batch is skipped; may raise.
         self.on_non_finite: Callable[[Sequence[Mapping[str, Any]], NonFiniteError, bool], None] | None = None
         self.pixel_mean: Tensor
@@ -169,6 +205,13 @@ class VideoModel(nn.Module):
         self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
         self.frozen_parts: tuple[str, ...] = ()
+        # Backbone and head as inference calls them. In a tuple, so that they add no keys to the state dict.
+        self._compiled: tuple[Any, Any] | None = None
+        if inference.compile_backend:
+            self._compiled = (
+                torch.compile(backbone, backend=inference.compile_backend),
+                torch.compile(sem_seg_head, backend=inference.compile_backend),
+            )
         # For `keep` in the input, a published habit. New code holds the state itself: see InferenceEngine.
         self._last_stream: StreamState | None = None
 
@@ -212,7 +255,11 @@ class VideoModel(nn.Module):
             "label_from_last_frame": cfg.INPUT.LABEL_FROM_LAST_FRAME,
             "non_finite": cfg.SOLVER.NON_FINITE,
             "loss_per_clip": cfg.SOLVER.LOSS_PER_CLIP,
-            "segmenter_cache_gb": cfg.SOLVER.SEGMENTER_CACHE_GB,
+            "frozen_segmenter": FrozenSettings(
+                window_size=settings.FROZEN.WINDOW_SIZE,
+                precision=settings.FROZEN.PRECISION,
+                cache_gb=settings.FROZEN.CACHE_GB,
+            ),
         }
 
     # What a subclass provides.
@@ -283,25 +330,31 @@ class VideoModel(nn.Module):
         return losses
 
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
-        """Segment ``B T 3 H W``; a frozen segmenter leaves nothing for a backward pass."""
-        frozen = "sem_seg_head" in self.frozen_parts
-        if self.training and frozen and self.segmenter_cache is not None:
-            return self.segmenter_cache(self._segment, frames)
-        return self._segment(frames, with_masks=with_masks, with_aux=with_aux)
+        """Segment ``B T 3 H W``.
 
-    def _segment(
-        self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False
-    ) -> SegmenterOutput:
-        dtype = None if self.training else autocast_dtype(self.inference.precision, self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self.frozen_parts):
+        While the parts behind it are trained, a frozen segmenter leaves nothing for a backward pass, and
+        takes a few frames at a time unless masks or predictions of earlier layers are asked for.
+        """
+        frozen = "sem_seg_head" in self.frozen_parts
+        precision = self.inference.precision
+        if self.training:
+            precision = self.frozen_segmenter.precision if frozen else "float32"
+        dtype = autocast_dtype(precision, self.device)
+        # Compiled for inference only: training also asks for other outputs.
+        backbone, head = (not self.training and self._compiled) or (self.backbone, self.sem_seg_head)
+
+        def segment(some: Tensor) -> SegmenterOutput:
             return segment_frames(
-                self.backbone,
-                self.sem_seg_head,
-                frames,
-                with_masks=with_masks,
-                with_aux=with_aux,
-                autocast_dtype=dtype,
+                backbone, head, some, with_masks=with_masks, with_aux=with_aux, autocast_dtype=dtype
             )
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            if self.training and frozen and not (with_masks or with_aux):
+                size = self.frozen_segmenter.window_size
+                if self.segmenter_cache is not None:
+                    return self.segmenter_cache(lambda some: segment_in_windows(segment, some, size), frames)
+                return segment_in_windows(segment, frames, size)
+            return segment(frames)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         """Normalise the frames of clips of one length and pad them to one size: ``B T 3 H W``.
@@ -423,7 +476,9 @@ class VideoModel(nn.Module):
         return frozenset(things.values())
 
     def _normalize(self, frames: Sequence[Tensor]) -> Tensor:
-        normalized = [(frame.to(self.device).float() - self.pixel_mean) / self.pixel_std for frame in frames]
+        # Only copies from pinned memory do not block; the others are as ever.
+        on_device = [frame.to(self.device, non_blocking=True) for frame in frames]
+        normalized = [(frame.float() - self.pixel_mean) / self.pixel_std for frame in on_device]
         return ImageList.from_tensors(normalized, self.size_divisibility).tensor
 
     def _infer(self, video: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from dvis.modeling.meta_arch.base import VideoModel
 from dvis.modeling.meta_arch.online import build_tracker
 from dvis.modeling.refiner import TemporalRefiner
 from dvis.modeling.schedule import GuidanceSchedule
-from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput, predict_masks
+from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.tracker import ReferringTracker, TrackerState
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.masks import MaskProducts
 
 __all__ = ["DVIS_offline", "build_refiner"]
 
@@ -131,6 +132,6 @@ def build_refiner(cfg: CfgNode) -> TemporalRefiner:
     )
 
 
-def _as_clip(logits: Tensor, mask_embeds: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+def _as_clip(logits: Tensor, mask_embeds: Tensor, mask_features: Tensor) -> dict[str, Any]:
     """Predictions of one clip in the criterion's layout: logits ``1 Q K+1``, masks ``1 Q T h w``."""
-    return {"pred_logits": logits, "pred_masks": predict_masks(mask_embeds, mask_features)}
+    return {"pred_logits": logits, "pred_masks": MaskProducts(mask_embeds, mask_features)}

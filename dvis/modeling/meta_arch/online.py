@@ -7,16 +7,16 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from einops import rearrange
 from torch import Tensor
 
 from dvis.modeling.losses import masks_per_clip, mean_losses
 from dvis.modeling.matching import FirstAppearanceMatcher, gather_queries
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.modeling.schedule import GuidanceSchedule
-from dvis.modeling.structures import LinkedOutput, SegmenterOutput, predict_masks
+from dvis.modeling.structures import LinkedOutput, SegmenterOutput
 from dvis.modeling.tracker import ReferringTracker, TrackerState
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.masks import MaskProducts
 
 __all__ = ["DVIS_online", "build_tracker"]
 
@@ -121,7 +121,7 @@ def _in_slot_order(segmented: SegmenterOutput, linked: LinkedOutput) -> tuple[Te
     )
 
 
-def _as_frames(logits: Tensor, mask_embeds: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+def _as_frames(logits: Tensor, mask_embeds: Tensor, mask_features: Tensor) -> dict[str, Any]:
     """Predictions of a clip in the criterion's layout, with frames in the place of clips.
 
     Args:
@@ -129,8 +129,7 @@ def _as_frames(logits: Tensor, mask_embeds: Tensor, mask_features: Tensor) -> di
         mask_embeds: ``T Q C``.
         mask_features: ``T C h w``.
     """
-    masks = predict_masks(mask_embeds[None], mask_features[None])
-    return {"pred_logits": logits, "pred_masks": rearrange(masks, "1 q t h w -> t q 1 h w")}
+    return {"pred_logits": logits, "pred_masks": MaskProducts(mask_embeds[:, None], mask_features[:, None])}
 
 
 def _every_object_in_every_frame(clip: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

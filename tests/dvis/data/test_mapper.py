@@ -21,7 +21,7 @@ from dvis.data.datasets import get_spec
 from dvis.data.errors import BrokenDataError, MissingDataError
 from dvis.data.frames import LazyFrames
 from dvis.data.mapper import ABSENT, ClipMapper, VideoMapper, clip_mapper_from_config
-from dvis.data.readers import read_instances
+from dvis.data.readers import read_frame, read_instances
 from dvis.data.rle import decode_rle, encode_mask
 from dvis.data.samplers import NearbyFrames
 from dvis.modeling.targets import clip_targets
@@ -257,3 +257,79 @@ def test_nearby_frames_work_on_a_one_frame_video(tmp_path: Path) -> None:
     record = {**leaving_record(tmp_path), "length": 1}
     mapper = ClipMapper(NearbyFrames(3, 5), read_instances, PLAIN, "RGB")
     assert mapper(record, np.random.default_rng(0))["frame_indices"] == [0, 0, 0]
+
+
+def jpeg_record(tmp_path: Path) -> dict[str, Any]:
+    """Two JPEG frames of 96 x 160 pixels with one object, and where it is."""
+    y, x = np.mgrid[:96, :160]
+    for t in range(2):
+        image = np.stack([x, y, (x + y + 20 * t) // 2], axis=-1).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{t}.jpg", quality=95)
+    mask = np.zeros((96, 160), bool)
+    mask[20:60, 30:90] = True
+    return {
+        "video_id": "jpeg",
+        "source": "none",
+        "file_names": [str(tmp_path / f"{t}.jpg") for t in range(2)],
+        "height": 96,
+        "width": 160,
+        "length": 2,
+        "annotations": [
+            {"id": 1, "category_id": 0, "iscrowd": 0, "segmentations": [encode_mask(mask)] * 2},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("short", "decoded"), [(24, (24, 40)), (30, (48, 80)), (48, (48, 80)), (60, (96, 160))]
+)
+def test_reduced_decoding_changes_pixels_a_little(
+    tmp_path: Path, short: int, decoded: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = jpeg_record(tmp_path)
+    augmentation = ClipAugmentation([(Resize((short,), 1000.0, False), True), (Flip(), True)])
+    full, reduced = (
+        ClipMapper(fixed(0, 1), read_instances, augmentation, "RGB", reduced_decoding=flag)
+        for flag in (False, True)
+    )
+    sizes: list[tuple[int, ...]] = []
+
+    def noting(*args: Any) -> Any:
+        image = read_frame(*args)
+        sizes.append(image.shape[:2])
+        return image
+
+    monkeypatch.setattr("dvis.data.mapper.read_frame", noting)
+    expected, found = (mapper(record, np.random.default_rng(3)) for mapper in (full, reduced))
+    assert sizes == [(96, 160)] * 2 + [decoded] * 2
+    assert (found["height"], found["width"]) == (96, 160)
+    for key in ("image", "instances"):
+        assert len(found[key]) == len(expected[key]) == 2
+    for image, wanted in zip(found["image"], expected["image"], strict=True):
+        assert image.shape == wanted.shape
+        assert (image.float() - wanted.float()).abs().mean() < 3
+    for instances, wanted in zip(found["instances"], expected["instances"], strict=True):
+        assert torch.equal(instances.gt_masks.tensor, wanted.gt_masks.tensor)
+
+
+def test_reduced_decoding_of_what_cannot_be_reduced(tmp_path: Path) -> None:
+    """A PNG file, an image that has to be turned, a clip that is cropped first, and a broken size."""
+    record = jpeg_record(tmp_path)
+    turned = Image.open(record["file_names"][0])
+    exif = turned.getexif()
+    exif[0x0112] = 3
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    turned.save(tmp_path / "0.png")
+    for name in ("turned.jpg", "0.png"):
+        found = read_frame({**record, "file_names": [str(tmp_path / name)]}, 0, "RGB", (24, 40))
+        assert found.shape == (96, 160, 3)
+    with pytest.raises(BrokenDataError, match="the image has 96 x 160 pixels, the annotations say 90 x 160"):
+        read_frame({**record, "height": 90}, 0, "RGB", (24, 40))
+    augmentation = ClipAugmentation([(Crop("relative", (0.5, 0.5)), True)])
+    clips = [
+        ClipMapper(fixed(0), read_instances, augmentation, "RGB", reduced_decoding=flag)(
+            record, np.random.default_rng(0)
+        )
+        for flag in (False, True)
+    ]
+    assert torch.equal(clips[0]["image"][0], clips[1]["image"][0])

@@ -71,11 +71,11 @@ def test_a_full_cache_says_so_once_and_goes_on(caplog: pytest.LogCaptureFixture)
     assert len(cache) == 2
     assert segmenter.num_frames == 4 + 2
     assert len(caplog.records) == 1
-    assert "SEGMENTER_CACHE_GB" in caplog.text
+    assert "FROZEN.CACHE_GB" in caplog.text
 
 
 def test_a_budget_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(ValueError, match="SEGMENTER_CACHE_GB"):
+    with pytest.raises(ValueError, match=r"FROZEN\.CACHE_GB"):
         SegmenterCache(-1.0)
 
 
@@ -83,7 +83,7 @@ def test_a_budget_that_is_not_positive_is_refused() -> None:
 def test_losses_and_gradients_do_not_depend_on_the_cache(mode: str) -> None:
     found = []
     for gigabytes in (0.0, 0.5):
-        model: Any = tiny_model(mode, "SOLVER.SEGMENTER_CACHE_GB", gigabytes).train()
+        model: Any = tiny_model(mode, "MODEL.MASK_FORMER.FROZEN.CACHE_GB", gigabytes).train()
         for _ in range(2):  # the second time from memory
             torch.manual_seed(0)
             model.zero_grad()
@@ -97,7 +97,7 @@ def test_losses_and_gradients_do_not_depend_on_the_cache(mode: str) -> None:
 
 def test_inference_and_a_segmenter_in_training_use_no_cache() -> None:
     for mode in ("minvis", "online"):
-        model: Any = tiny_model(mode, "SOLVER.SEGMENTER_CACHE_GB", 0.5)
+        model: Any = tiny_model(mode, "MODEL.MASK_FORMER.FROZEN.CACHE_GB", 0.5)
         if mode == "minvis":
             model.train()([clip(1)])
         else:

@@ -349,3 +349,32 @@ def test_one_frame_of_odd_size(mode: str, task: str) -> None:
     result = model([{"image": tiny_video(1, size=(33, 47)), "height": 66, "width": 95}])[0]
     assert result["image_size"] == (66, 95)
     assert result["pred_masks"].shape[-3:] == (1, 66, 95)
+
+
+@pytest.mark.parametrize("window", [1, 2, 100])
+def test_windows_of_the_frozen_segmenter_do_not_show(window: int) -> None:
+    model = tiny_model("offline", "MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE", window).train()
+    frames = model.preprocess([clip(), clip(seed=1)])
+    found = model.segment(frames)
+    model.eval()
+    expected = model.segment(frames)
+    for name in ("logits", "queries", "mask_features", "mask_embeds"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name).detach(), rtol=1e-4, atol=1e-4
+        )
+    assert found.num_frames == 3
+
+
+def test_precision_of_the_frozen_segmenter() -> None:
+    frames = tiny_model("online").preprocess([clip()])
+    half = tiny_model("online", "MODEL.MASK_FORMER.FROZEN.PRECISION", "bfloat16").train().segment(frames)
+    full = tiny_model("online").train().segment(frames)
+    assert half.queries.dtype == torch.float32
+    assert not torch.equal(half.queries, full.queries)
+
+
+def test_bad_settings_of_the_frozen_segmenter() -> None:
+    with pytest.raises(ValueError, match=r"FROZEN.WINDOW_SIZE must be at least 1, not 0"):
+        tiny_model("online", "MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE", 0)
+    with pytest.raises(ValueError, match=r"FROZEN.PRECISION is 'half'; allowed are float32, bfloat16, auto"):
+        tiny_model("online", "MODEL.MASK_FORMER.FROZEN.PRECISION", "half")
