@@ -27,6 +27,7 @@ from dvis.modeling.matching import NonFiniteError
 from dvis.modeling.segmenter import segment_frames
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.targets import clip_targets
+from mask2former.layers import FoldedNetwork, has_foldable_norms
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher, MatchingWeights
 
@@ -164,6 +165,7 @@ class VideoModel(nn.Module):
         self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
         self.frozen_parts: tuple[str, ...] = ()
+        self._folded_backbone = FoldedNetwork()
         # For `keep` in the input, a published habit. New code holds the state itself: see InferenceEngine.
         self._last_stream: StreamState | None = None
 
@@ -244,6 +246,7 @@ class VideoModel(nn.Module):
 
     def train(self, mode: bool = True) -> VideoModel:
         super().train(mode)
+        self._folded_backbone.forget()
         for name in self.frozen_parts:
             self.get_submodule(name).eval()
         return self
@@ -281,13 +284,20 @@ class VideoModel(nn.Module):
         dtype = None if self.training else autocast_dtype(self.inference.precision, self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "sem_seg_head" not in self.frozen_parts):
             return segment_frames(
-                self.backbone,
+                self.extract_features,
                 self.sem_seg_head,
                 frames,
                 with_masks=with_masks,
                 with_aux=with_aux,
                 autocast_dtype=dtype,
             )
+
+    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
+        """Run the backbone on ``N 3 H W``; without gradients on a CPU it is a faster copy that runs."""
+        plain = torch.is_grad_enabled() or self.backbone.training or images.device.type != "cpu"
+        if plain or torch.compiler.is_compiling() or not has_foldable_norms(self.backbone):
+            return self.backbone(images)
+        return self._folded_backbone(self.backbone, images)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Tensor:
         """Normalise the frames of clips of one length and pad them to one size: ``B T 3 H W``.
