@@ -178,7 +178,10 @@ def make_clip(length: int, size: tuple[int, int]) -> dict[str, Any]:
 
 def clocked(model: Any, clock: StageClock) -> None:
     """Let the parts of a model report to the clock."""
-    clock.wrap(model.backbone, "forward", "backbone")
+    if hasattr(model, "extract_features"):
+        clock.wrap(model, "extract_features", "backbone")
+    else:  # earlier revisions
+        clock.wrap(model.backbone, "forward", "backbone")
     clock.wrap(model.sem_seg_head.pixel_decoder, "forward_features", "pixel decoder")
     clock.wrap(model.sem_seg_head.predictor, "forward", "transformer decoder")
     clock.wrap(model, "link", "linking")

@@ -271,7 +271,8 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resize_to_image(maps: Tensor, sizes: FrameSizes) -> Tensor:
     """Resize the mask grid ``N t h w`` to the padded input and cut the padding off."""
-    return _resize(maps.float(), sizes.padded)[..., : sizes.image[0], : sizes.image[1]]
+    # A copy of the small maps saves one of the large: resized maps are laid out like what they come from.
+    return _resize(maps.float().contiguous(), sizes.padded)[..., : sizes.image[0], : sizes.image[1]]
 
 
 def _full_size_probabilities(

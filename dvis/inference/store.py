@@ -209,6 +209,5 @@ class FrameStore:
 
 def _own(values: Tensor) -> Tensor:
     """Return ``values`` with memory of their own: a slice would keep alive what it was cut from."""
-    owned = values.contiguous()
-    size = owned.numel() * owned.element_size()
-    return owned if owned.untyped_storage().nbytes() == size else owned.clone()
+    size = values.numel() * values.element_size()
+    return values if values.untyped_storage().nbytes() == size else values.clone()

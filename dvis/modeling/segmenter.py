@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,9 +14,14 @@ from dvis.modeling.structures import SegmenterOutput
 
 __all__ = ["segment_frames", "segment_in_windows"]
 
+# Pixels that pass through the segmenter together on a CPU, if not less than a frame: their float32 tensors
+# are just small enough to stay in the allocator's hands; larger ones come fresh from the system, zeroed page
+# by page.
+CPU_PIXELS = 360 * 640
+
 
 def segment_frames(
-    backbone: nn.Module,
+    backbone: Callable[[Tensor], dict[str, Tensor]],
     sem_seg_head: nn.Module,
     frames: Tensor,
     *,
@@ -28,7 +34,7 @@ def segment_frames(
     A function, not a module, because published weights have both parts at the top of the model.
 
     Args:
-        backbone: detectron2 backbone.
+        backbone: detectron2 backbone, or what runs one.
         sem_seg_head: ``MaskFormerHead``.
         frames: normalised and padded, ``B T 3 H W``.
         with_masks: also compute the mask logits of all queries.
@@ -40,9 +46,17 @@ def segment_frames(
     """
     B = frames.shape[0]
     half = autocast_dtype is not None
+    images = rearrange(frames, "b t c h w -> (b t) c h w")
+    # In half precision it is better to convert the weights once per window.
+    one_by_one = images.device.type == "cpu" and not half and not torch.is_grad_enabled()
+    together = max(1, CPU_PIXELS // images[0, 0].numel()) if one_by_one else len(images)
+    parts = []
     with torch.autocast(frames.device.type, autocast_dtype) if half else nullcontext():
-        features = backbone(rearrange(frames, "b t c h w -> (b t) c h w"))
-        outputs = sem_seg_head(features, with_masks=with_masks, with_aux=with_aux, allow_half=half)
+        for some in images.split(together):
+            parts.append(
+                sem_seg_head(backbone(some), with_masks=with_masks, with_aux=with_aux, allow_half=half)
+            )
+    outputs = parts[0] if len(parts) == 1 else _concatenate(parts)
 
     def per_video(values: Tensor) -> Tensor:
         return (values.float() if half else values).unflatten(0, (B, -1))
@@ -90,3 +104,17 @@ def segment_in_windows(
         mask_features=joined("mask_features"),
         mask_embeds=joined("mask_embeds"),
     )
+
+
+def _concatenate(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join the head's outputs for some frames each to those for all of them."""
+    joined: dict[str, Any] = {}
+    for key, first in parts[0].items():
+        values = [part[key] for part in parts]
+        if isinstance(first, Tensor):
+            joined[key] = torch.cat(values)
+        elif isinstance(first, list):
+            joined[key] = [_concatenate(list(layer)) for layer in zip(*values, strict=True)]
+        else:
+            joined[key] = first
+    return joined

@@ -6,6 +6,7 @@ from mask2former.layers.attention import (
     MultiheadAttention,
     SelfAttentionLayer,
 )
+from mask2former.layers.folding import FoldedNetwork, has_foldable_norms
 from mask2former.layers.mlp import MLP
 from mask2former.layers.position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D
 
@@ -13,8 +14,10 @@ __all__ = [
     "MLP",
     "CrossAttentionLayer",
     "FFNLayer",
+    "FoldedNetwork",
     "MultiheadAttention",
     "PositionEmbeddingSine",
     "PositionEmbeddingSine3D",
     "SelfAttentionLayer",
+    "has_foldable_norms",
 ]

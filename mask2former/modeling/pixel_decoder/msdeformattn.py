@@ -23,6 +23,8 @@ from mask2former.modeling.pixel_decoder.ops.modules import MSDeformAttn
 __all__ = ["MSDeformAttnPixelDecoder"]
 
 NUM_DECODER_LEVELS = 3  # scales that the transformer decoder attends to
+# Tokens whose hidden layer (1024 channels) stays in a processor's cache, and in memory that is used again.
+TOKENS_AT_ONCE = 2048
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -50,11 +52,27 @@ class DeformableEncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, pos: Tensor, reference: Tensor, spatial_shapes: Tensor, level_start_index: Tensor
     ) -> Tensor:
-        """Map tokens ``N S C`` to ``N S C``; arguments as in :class:`MSDeformAttn`, ``pos`` is ``N S C``."""
+        """Map tokens ``N S C`` to ``N S C``; arguments as in :class:`MSDeformAttn`, ``pos`` is ``1 S C``."""
+        if not torch.is_grad_enabled() and x.device.type == "cpu" and not self.training:
+            return self._infer(x, pos, reference, spatial_shapes, level_start_index)
         attended = self.self_attn(x + pos, reference, x, spatial_shapes, level_start_index)
         x = self.norm1(x + self.dropout(attended))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(x))))
         return self.norm2(x + self.dropout(hidden))
+
+    def _infer(
+        self, x: Tensor, pos: Tensor, reference: Tensor, spatial_shapes: Tensor, level_start_index: Tensor
+    ) -> Tensor:
+        """What :meth:`forward` gives without gradients, some tokens at a time and in place."""
+        sampled = self.self_attn.sample(x + pos, reference, x, spatial_shapes, level_start_index)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        parts = (tokens.flatten(0, 1).split(TOKENS_AT_ONCE) for tokens in (x, sampled, result))
+        for tokens, attended, out in zip(*parts, strict=True):
+            attended = self.self_attn.output_proj(attended).to(tokens.dtype)
+            tokens = self.norm1(attended.add_(tokens))
+            hidden = self.linear2(self.linear1(tokens).relu_()).to(tokens.dtype)
+            out.copy_(self.norm2(hidden.add_(tokens)))
+        return result
 
 
 class DeformableEncoder(nn.Module):
@@ -66,7 +84,8 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, x: Tensor, pos: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
         """Map tokens ``N S C`` of levels with the given ``(h, w)`` to ``N S C``."""
-        reference = reference_points(shapes, x.device, x.dtype)[None].expand(x.shape[0], -1, -1, -1)
+        precise = torch.promote_types(x.dtype, torch.float32)  # whatever autocast makes of the tokens
+        reference = reference_points(shapes, x.device, precise)[None].expand(x.shape[0], -1, -1, -1)
         spatial_shapes = torch.tensor(shapes, dtype=torch.int64, device=x.device)
         sizes = spatial_shapes.prod(1)
         level_start_index = sizes.cumsum(0) - sizes
@@ -130,15 +149,17 @@ class DeformableTransformer(nn.Module):
         tokens = torch.cat([feature.flatten(2).transpose(1, 2) for feature in features], dim=1)
         pos = torch.cat(
             [
-                position.flatten(2).transpose(1, 2) + embed
+                position[:1].flatten(2).transpose(1, 2) + embed  # without a mask equal for all N
                 for position, embed in zip(positions, self.level_embed, strict=True)
             ],
             dim=1,
         )
         encoded = self.encoder(tokens, pos, shapes)
         levels = encoded.split([h * w for h, w in shapes], dim=1)
+        # Splitting the axis before it moves gives the strides of channels last to a single frame as well: by
+        # them PyTorch chooses what to run.
         return [
-            level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)
+            level.unflatten(1, shape).permute(0, 3, 1, 2) for level, shape in zip(levels, shapes, strict=True)
         ]
 
 

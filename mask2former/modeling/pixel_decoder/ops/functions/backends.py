@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +91,15 @@ def run_forward(backend: str, value: Tensor, *others: Tensor) -> Tensor:
     else:
         output = pytorch_backend.forward(*inputs)
     return output.to(value.dtype)
+
+
+def run_forward_from_offsets(value: Tensor, *others: Any) -> Tensor:
+    """``B Lq M*D`` in value's dtype by the C++ back end, from value, spatial shapes, level starts, reference
+    points, offsets, logits and the number of points; the last two tensors may be columns of a wider one.
+    """
+    *contiguous, offsets, logits, points = others
+    inputs = _on_device_of(value, value, *contiguous)
+    return torch.ops.dvis.ms_deform_attn_cpp_from_offsets(*inputs, offsets, logits, points)
 
 
 def run_backward(backend: str, value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:

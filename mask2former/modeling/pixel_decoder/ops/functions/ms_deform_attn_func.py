@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the public function and the operator ``torch.ops.dvis.ms_deform_attn``.
+"""Multi-scale deformable attention: the public functions and the operator ``torch.ops.dvis.ms_deform_attn``.
 
 Letters: B batch, S pixels of all levels, M heads, D channels per head, Lq queries, L levels, P points.
 """
@@ -14,6 +14,7 @@ from mask2former.modeling.pixel_decoder.ops.functions.backends import (
     choose_backend,
     run_backward,
     run_forward,
+    run_forward_from_offsets,
 )
 
 _VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -65,6 +66,108 @@ def ms_deform_attn(
         attention_weights.to(dtype),
         backend,
     )
+
+
+def ms_deform_attn_from_offsets(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """Multi-scale deformable attention from what is projected from the queries.
+
+    It is :func:`ms_deform_attn` on :func:`locations_from_offsets` and :func:`attention_from_logits`. Without
+    gradients the C++ back end does all three together, query by query, and takes bfloat16 values as they are.
+
+    Args:
+        value: as in :func:`ms_deform_attn`, and so are the levels and ``backend``.
+        spatial_shapes: ``L 2`` int64.
+        level_start_index: ``L`` int64.
+        reference_points: ``B Lq L 2`` or ``B Lq L 4``, see :func:`locations_from_offsets`.
+        offsets: ``B Lq M*L*P*2``, float32 or more precise.
+        logits: ``B Lq M*L*P``, likewise.
+        backend: "cuda", "cpp" or "pytorch"; None takes the fastest that this machine has for the device.
+
+    Returns:
+        ``B Lq M*D``.
+
+    Raises:
+        ValueError: as :func:`ms_deform_attn`.
+        RuntimeError: as :func:`ms_deform_attn`.
+
+    Source: Deformable DETR (arXiv:2010.04159), equation 3.
+    """
+    batch, queries, levels = reference_points.shape[:3]
+    heads = value.shape[2]
+    points = logits.shape[-1] // (heads * levels)
+    floats = (value, reference_points, offsets, logits)
+    precise = _compute_dtype(value)
+    together = (
+        not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in floats))
+        and value.device.type == "cpu"
+        and value.dtype != torch.float16
+        and reference_points.shape[-1] == 2
+        and 0 not in (value.numel(), logits.numel())
+        and all(t.dtype == precise for t in (reference_points, offsets, logits))
+        and choose_backend(value, backend) == "cpp"
+    )
+    if together:
+        _check_levels(value.shape[1], spatial_shapes, level_start_index)
+        return run_forward_from_offsets(
+            value, spatial_shapes, level_start_index, reference_points, offsets, logits, points
+        )
+    per_point = (batch, queries, heads, levels, points)
+    locations = locations_from_offsets(reference_points, offsets, spatial_shapes, (heads, levels, points))
+    attention = attention_from_logits(logits, heads)
+    return ms_deform_attn(
+        value,
+        spatial_shapes,
+        level_start_index,
+        locations.view(*per_point, 2),
+        attention.view(per_point),
+        backend=backend,
+    )
+
+
+def locations_from_offsets(
+    reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor, samples: tuple[int, int, int]
+) -> Tensor:
+    """Where to sample, in [0, 1], from offsets in pixels of a level or in parts of a box.
+
+    Args:
+        reference_points: ``B Lq L 2`` (x, y); or ``B Lq L 4``, boxes (centre x, centre y, width, height) that
+            scale the offsets.
+        offsets: ``B Lq M*L*P*2``: flat, because a CPU is slow at broadcasting along short axes.
+        spatial_shapes: ``L 2``, (height, width).
+        samples: M, L, P.
+
+    Returns:
+        ``B Lq M*L*P*2``.
+    """
+    heads, _, points = samples
+    centres = reference_points[..., None, :2]
+    if reference_points.shape[-1] == 2:
+        width_height = spatial_shapes.flip(-1).to(offsets)
+        moved = offsets / width_height[:, None, :].expand(*samples, 2).flatten()
+    else:
+        half_sizes = reference_points[:, :, None, :, None, 2:] / 2
+        moved = (offsets.unflatten(-1, (*samples, 2)) / points * half_sizes).flatten(2)
+    per_head = centres.expand(-1, -1, -1, points, -1).flatten(2)  # B Lq L*P*2
+    return (moved.unflatten(-1, (heads, -1)) + per_head[:, :, None]).flatten(2)
+
+
+def attention_from_logits(logits: Tensor, heads: int) -> Tensor:
+    """Softmax of ``B Lq M*L*P`` over the samples of each head."""
+    per_head = logits.unflatten(-1, (heads, -1))
+    if logits.is_cuda:
+        return per_head.softmax(-1).flatten(2)
+    # The axis is short: a CPU does this several times faster than ``softmax``.
+    exponentials = (per_head - per_head.detach().amax(-1, keepdim=True)).exp()
+    return (exponentials / exponentials.sum(-1, keepdim=True)).flatten(2)
 
 
 def _compute_dtype(value: Tensor) -> torch.dtype:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.pixel_decoder.ops.functions import ms_deform_attn
+from mask2former.modeling.pixel_decoder.ops.functions import ms_deform_attn_from_offsets
 
 
 class MSDeformAttn(nn.Module):
@@ -96,25 +97,63 @@ class MSDeformAttn(nn.Module):
         Raises:
             ValueError: if the shapes do not fit together.
         """
+        sampled = self.sample(
+            query,
+            reference_points,
+            input_flatten,
+            input_spatial_shapes,
+            input_level_start_index,
+            input_padding_mask,
+        )
+        return self.output_proj(sampled)
+
+    def sample(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        input_flatten: Tensor,
+        input_spatial_shapes: Tensor,
+        input_level_start_index: Tensor,
+        input_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What :meth:`forward` gives before the output projection, ``B Lq C``; same arguments."""
         self._check(query, reference_points, input_flatten, input_padding_mask)
-        batch, queries, _ = query.shape
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        value = value.unflatten(-1, (self.n_heads, self.d_model // self.n_heads))
-        # Positions and weights stay in float32 when autocast makes the projections less precise.
-        precise = torch.promote_types(query.dtype, torch.float32)
-        per_point = (batch, queries, self.n_heads, self.n_levels, self.n_points)
-        attention = self.attention_weights(query).view(*per_point[:3], self.n_levels * self.n_points)
-        attention = _softmax(attention.to(precise)).view(per_point)
-        with torch.autocast(query.device.type, enabled=False):
-            offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype)).to(precise)
-        locations = self._sampling_locations(reference_points, offsets, input_spatial_shapes)
-        locations = locations.view(*per_point, 2)
-        output = ms_deform_attn(
-            value, input_spatial_shapes, input_level_start_index, locations, attention, backend=self.backend
+        offsets, logits = self._project(query)
+        return ms_deform_attn_from_offsets(
+            value.unflatten(-1, (self.n_heads, self.d_model // self.n_heads)),
+            input_spatial_shapes,
+            input_level_start_index,
+            reference_points,
+            offsets,
+            logits,
+            backend=self.backend,
         )
-        return self.output_proj(output)
+
+    def _project(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets ``B Lq M*L*P*2`` and attention logits ``B Lq M*L*P`` of the queries.
+
+        Both are float32 also when autocast makes the other projections less precise, offsets by being
+        computed so.
+        """
+        device = query.device.type
+        places, weights = self.sampling_offsets, self.attention_weights
+        precise = torch.promote_types(query.dtype, torch.float32)
+        if device == "cpu" and not torch.is_grad_enabled():
+            # One product instead of two on the same queries; a second one in half precision takes as long.
+            with torch.autocast(device, enabled=False):
+                weight, bias = (
+                    torch.cat([first, second]).to(precise)
+                    for first, second in zip(places.parameters(), weights.parameters(), strict=True)
+                )
+                projected = F.linear(query.to(precise), weight, bias)
+            offsets, logits = projected.split([places.out_features, weights.out_features], dim=-1)
+            return offsets, logits
+        logits = weights(query).to(precise)
+        with torch.autocast(device, enabled=False):
+            return places(query.to(places.weight.dtype)).to(precise), logits
 
     def _check(
         self, query: Tensor, reference_points: Tensor, input_flatten: Tensor, padding_mask: Tensor | None
@@ -139,29 +178,3 @@ class MSDeformAttn(nn.Module):
                 f"input_padding_mask must have shape {tuple(input_flatten.shape[:2])}, "
                 f"got {tuple(padding_mask.shape)}"
             )
-
-    def _sampling_locations(
-        self, reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor
-    ) -> Tensor:
-        """Where to sample, in [0, 1], from offsets in pixels of a level or in parts of a box.
-
-        Both ``B Lq M*L*P*2``: flat, because a CPU is slow at broadcasting along short axes.
-        """
-        samples = (self.n_heads, self.n_levels, self.n_points, 2)
-        centres = reference_points[..., None, :2]
-        if reference_points.shape[-1] == 2:
-            width_height = spatial_shapes.flip(-1).to(offsets)
-            moved = offsets / width_height[:, None, :].expand(samples).flatten()
-        else:
-            half_sizes = reference_points[:, :, None, :, None, 2:] / 2
-            moved = (offsets.unflatten(-1, samples) / self.n_points * half_sizes).flatten(2)
-        per_head = centres.expand(-1, -1, -1, self.n_points, -1).flatten(2)  # B Lq L*P*2
-        return (moved.unflatten(-1, (self.n_heads, -1)) + per_head[:, :, None]).flatten(2)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis, which is short: a CPU does this several times faster than ``softmax``."""
-    if logits.is_cuda:
-        return logits.softmax(-1)
-    exponentials = (logits - logits.detach().amax(-1, keepdim=True)).exp()
-    return exponentials / exponentials.sum(-1, keepdim=True)

@@ -145,20 +145,26 @@ def test_autocast_keeps_positions_precise(backend: str, monkeypatch: pytest.Monk
     from mask2former.modeling.pixel_decoder.ops.modules import ms_deform_attn as source
 
     seen = {}
-    function = source.ms_deform_attn
+    function = source.ms_deform_attn_from_offsets
 
     def spy(
-        value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, attention: Tensor, **kwargs: str
+        value: Tensor,
+        shapes: Tensor,
+        starts: Tensor,
+        reference: Tensor,
+        offsets: Tensor,
+        logits: Tensor,
+        **kwargs: str,
     ) -> Tensor:
-        seen.update(value=value.dtype, locations=locations.dtype, attention=attention.dtype)
-        return function(value, shapes, starts, locations, attention, **kwargs)
+        seen.update(value=value.dtype, offsets=offsets.dtype, logits=logits.dtype)
+        return function(value, shapes, starts, reference, offsets, logits, **kwargs)
 
-    monkeypatch.setattr(source, "ms_deform_attn", spy)
+    monkeypatch.setattr(source, "ms_deform_attn_from_offsets", spy)
     module = random_module(backend=backend)
     exact = module(*module_inputs())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = module(*module_inputs())
-    assert seen == {"value": torch.bfloat16, "locations": torch.float32, "attention": torch.float32}
+    assert seen == {"value": torch.bfloat16, "offsets": torch.float32, "logits": torch.float32}
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.05)
     output.float().sum().backward()

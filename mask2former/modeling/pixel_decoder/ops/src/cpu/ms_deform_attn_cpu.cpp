@@ -1,4 +1,5 @@
-// Multi-scale deformable attention on the CPU: forward and backward, float32 and float64.
+// Multi-scale deformable attention on the CPU: forward and backward, float32 and float64; and a forward for inference
+// that starts from what the projections give, on float32, float64 and bfloat16 values.
 //
 // A sample is one (head, level, point) of a query. It touches four value rows of D channels each, its corners.
 // Both passes first turn locations into row numbers and fractions for many samples at once (a loop that the
@@ -9,12 +10,18 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/BFloat16.h>
 #include <torch/library.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../checks.h"
@@ -50,6 +57,46 @@ inline typename Vector<T, N>::type load(const T* from) {
 template <typename T, int N>
 inline void store(T* to, typename Vector<T, N>::type vector) {
   std::memcpy(to, &vector, sizeof(vector));
+}
+
+// N values of a row, in the type that is computed in.
+template <typename T, int N>
+inline typename Vector<T, N>::type load_row(const T* from) {
+  return load<T, N>(from);
+}
+
+// The bits of a bfloat16 are the upper half of a float's.
+template <typename T, int N>
+inline typename Vector<float, N>::type load_row(const at::BFloat16* from) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(from);
+  typename Vector<float, N>::type result;
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {  // the compiler's own conversion is twice as many instructions
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits));
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
+    std::memcpy(&result, &wide, sizeof(result));
+    return result;
+  }
+#endif
+  const auto wide = __builtin_convertvector(load<uint16_t, N>(bits), typename Vector<uint32_t, N>::type) << 16;
+  std::memcpy(&result, &wide, sizeof(result));
+  return result;
+}
+
+// Store sums as values.
+template <typename T>
+inline void store_row(int64_t count, const T* from, T* to) {
+  std::copy_n(from, count, to);
+}
+
+// Rounds to the nearest, ties to even; written without branches, so that compilers vectorise it.
+__attribute__((noinline)) void store_row(int64_t count, const float* __restrict from, at::BFloat16* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    to[i].x = static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+  }
 }
 
 // Sum of the elements, halving the width until one is left.
@@ -182,12 +229,12 @@ __attribute__((noinline)) void weigh(
 }
 
 // output[0:N] = sum over samples and corners of weight * row[0:N]. Four independent sums hide the latency.
-template <typename T, int N>
+template <typename T, int N, typename V>
 void add_rows(
     T* output,
-    const T* value,
+    const V* value,
     int64_t row_stride,
-    const T* zeros,
+    const V* zeros,
     const int32_t* const rows[kCorners],
     const T* const weights[kCorners],
     int64_t samples) {
@@ -197,10 +244,10 @@ void add_rows(
   for (int64_t i = 0; i < samples; ++i) {
     for (int corner = 0; corner < kCorners; ++corner) {
       const int32_t row = rows[corner][i];
-      const T* from = row < 0 ? zeros : value + row * row_stride;
+      const V* from = row < 0 ? zeros : value + row * row_stride;
       const T weight = weights[corner][i];
       for (int k = 0; k < kVectors; ++k) {
-        sums[corner][k] += weight * load<T, kWidth>(from + k * kWidth);
+        sums[corner][k] += weight * load_row<T, kWidth>(from + k * kWidth);
       }
     }
   }
@@ -209,20 +256,21 @@ void add_rows(
   }
 }
 
-template <typename T>
+// Values are stored as V and summed in T. `make_place(levels)` gives, for one thread, a function from a query's number
+// to its locations (2 per sample) and attention (1 per sample).
+template <typename T, typename V, typename MakePlace>
 void forward(
     const Problem& problem,
-    const T* value,
+    const V* value,
     const int64_t* shapes,
     const int64_t* starts,
-    const T* locations,
-    const T* attention,
-    T* output) {
+    V* output,
+    const MakePlace& make_place) {
   const int64_t row_stride = problem.heads * problem.channels;
   const int64_t per_head = problem.levels * problem.points;
   const int64_t samples = problem.heads * per_head;
   const SampleLevels<T> levels(shapes, starts, problem.levels, problem.points, problem.heads);
-  const std::vector<T> zeros(problem.channels, T(0));
+  const std::vector<V> zeros(problem.channels, V(0));
   constexpr int kWide = 2 * kVectorBytes / sizeof(T);
   const int64_t grain = kMultipliesPerTask / std::max<int64_t>(1, samples * problem.channels * kCorners) + 1;
 
@@ -230,18 +278,21 @@ void forward(
     Corners<T> corners(samples);
     std::vector<T> weights[kCorners];
     for (auto& weight : weights) weight.resize(samples);
+    std::vector<T> sums(row_stride);  // of all heads
+    auto place = make_place(levels);
     for (int64_t query = begin; query < end; ++query) {
-      locate(samples, locations + 2 * query * samples, levels, corners);
+      const auto [locations, attention] = place(query);
+      locate(samples, locations, levels, corners);
       weigh<T>(
           samples,
-          attention + query * samples,
+          attention,
           corners.right.data(),
           corners.down.data(),
           weights[0].data(),
           weights[1].data(),
           weights[2].data(),
           weights[3].data());
-      const T* image = value + query / problem.queries * problem.pixels * row_stride;
+      const V* image = value + query / problem.queries * problem.pixels * row_stride;
       for (int64_t head = 0; head < problem.heads; ++head) {
         const int64_t first = head * per_head;
         const int32_t* rows[kCorners];
@@ -250,8 +301,8 @@ void forward(
           rows[corner] = corners.row[corner].data() + first;
           head_weights[corner] = weights[corner].data() + first;
         }
-        const T* from = image + head * problem.channels;
-        T* to = output + query * row_stride + head * problem.channels;
+        const V* from = image + head * problem.channels;
+        T* to = sums.data() + head * problem.channels;
         int64_t channel = 0;
         const auto add_while_left = [&](auto count) {
           constexpr int kCount = decltype(count)::value;
@@ -264,9 +315,121 @@ void forward(
         add_while_left(std::integral_constant<int, 4>());
         add_while_left(std::integral_constant<int, 1>());
       }
+      store_row(row_stride, sums.data(), output + query * row_stride);
     }
   });
 }
+
+// exp(x) for x <= 0, within two units in the last place and in a form that compilers vectorise over a loop.
+// x = n log 2 + r with |r| <= log(2) / 2; exp(r) by its power series, 2^n by the exponent's bits.
+inline float exp_of(float x) {
+  constexpr float kRounder = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
+  const float bounded = x < -87.f ? -87.f : x;  // NaN stays
+  const float shifted = bounded * 1.44269504f + kRounder;
+  const float n = shifted - kRounder;
+  // log 2 in two parts, the first so short that its product with n is exact.
+  const float r = (bounded - n * 0.693145752f) - n * 1.42860677e-6f;
+  float series = 1.f / 5040;
+  series = series * r + 1.f / 720;
+  series = series * r + 1.f / 120;
+  series = series * r + 1.f / 24;
+  series = series * r + 1.f / 6;
+  series = series * r + 1.f / 2;
+  series = series * r + 1.f;
+  series = series * r + 1.f;
+  int32_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits - 0x4B400000 + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return series * power;
+}
+
+inline double exp_of(double x) {
+  return std::exp(x);
+}
+
+template <typename T>
+__attribute__((noinline)) void exponentials(int64_t count, T* __restrict values) {
+  for (int64_t i = 0; i < count; ++i) values[i] = exp_of(values[i]);
+}
+
+// locations = references + offsets / sizes, all (x, y) per sample of a head.
+template <typename T>
+__attribute__((noinline)) void displace(
+    int64_t count,
+    const T* __restrict references,
+    const T* __restrict sizes,
+    const T* __restrict offsets,
+    T* __restrict locations) {
+  for (int64_t i = 0; i < count; ++i) locations[i] = references[i] + offsets[i] / sizes[i];
+}
+
+// Turns what is projected from a query into locations and attention, one query at a time.
+template <typename T>
+class PlaceFromOffsets {
+ public:
+  PlaceFromOffsets(
+      const Problem& problem,
+      const SampleLevels<T>& levels,
+      const T* references,
+      const T* offsets,
+      int64_t offsets_stride,
+      const T* logits,
+      int64_t logits_stride)
+      : problem_(problem),
+        per_head_(problem.levels * problem.points),
+        references_(references),
+        offsets_(offsets),
+        offsets_stride_(offsets_stride),
+        logits_(logits),
+        logits_stride_(logits_stride),
+        sizes_(2 * per_head_),
+        centres_(2 * per_head_),
+        locations_(2 * per_head_ * problem.heads),
+        attention_(per_head_ * problem.heads) {
+    for (int64_t i = 0; i < per_head_; ++i) {
+      sizes_[2 * i] = levels.width[i];
+      sizes_[2 * i + 1] = levels.height[i];
+    }
+  }
+
+  std::pair<const T*, const T*> operator()(int64_t query) {
+    const T* reference = references_ + query * problem_.levels * 2;
+    for (int64_t i = 0; i < per_head_; ++i) {
+      const int64_t level = i / problem_.points;
+      centres_[2 * i] = reference[2 * level];
+      centres_[2 * i + 1] = reference[2 * level + 1];
+    }
+    const T* offsets = offsets_ + query * offsets_stride_;
+    const T* logits = logits_ + query * logits_stride_;
+    for (int64_t head = 0; head < problem_.heads; ++head) {
+      const int64_t first = head * per_head_;
+      displace(2 * per_head_, centres_.data(), sizes_.data(), offsets + 2 * first, locations_.data() + 2 * first);
+      T largest = logits[first];
+      for (int64_t i = 1; i < per_head_; ++i) largest = std::max(largest, logits[first + i]);
+      for (int64_t i = 0; i < per_head_; ++i) attention_[first + i] = logits[first + i] - largest;
+    }
+    exponentials<T>(attention_.size(), attention_.data());
+    for (int64_t head = 0; head < problem_.heads; ++head) {
+      T* attention = attention_.data() + head * per_head_;
+      T sum = 0;
+      for (int64_t i = 0; i < per_head_; ++i) sum += attention[i];
+      for (int64_t i = 0; i < per_head_; ++i) attention[i] /= sum;
+    }
+    return {locations_.data(), attention_.data()};
+  }
+
+ private:
+  const Problem problem_;
+  const int64_t per_head_;
+  const T* references_;
+  const T* offsets_;
+  const int64_t offsets_stride_;
+  const T* logits_;
+  const int64_t logits_stride_;
+  std::vector<T> sizes_, centres_, locations_, attention_;
+};
 
 // The four corners of one sample, seen from the backward pass.
 template <typename T>
@@ -438,19 +601,98 @@ at::Tensor forward_cpu(
       at::empty({problem.batch, problem.queries, problem.heads * problem.channels}, value.options());
   const auto run = [&](auto example) {
     using T = decltype(example);
-    forward<T>(
-        problem,
-        value.const_data_ptr<T>(),
-        shapes,
-        starts,
-        sampling_locations.const_data_ptr<T>(),
-        attention_weights.const_data_ptr<T>(),
-        output.mutable_data_ptr<T>());
+    const T* locations = sampling_locations.const_data_ptr<T>();
+    const T* attention = attention_weights.const_data_ptr<T>();
+    const int64_t samples = problem.heads * problem.levels * problem.points;
+    const auto given = [&](const SampleLevels<T>&) {
+      return [=](int64_t query) {
+        return std::make_pair(locations + 2 * query * samples, attention + query * samples);
+      };
+    };
+    forward<T>(problem, value.const_data_ptr<T>(), shapes, starts, output.mutable_data_ptr<T>(), given);
   };
   if (value.scalar_type() == at::kDouble) {
     run(double());
   } else {
     run(float());
+  }
+  return output;
+}
+
+// offsets B Lq M*L*P*2 in pixels of a level and logits B Lq M*L*P may be columns of a wider matrix.
+at::Tensor forward_from_offsets_cpu(
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& reference_points,
+    const at::Tensor& offsets,
+    const at::Tensor& logits,
+    int64_t points) {
+  const at::ScalarType computes_in = value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK_VALUE(value.dim() == 4, "value must be B S M D, got ", value.sizes());
+  TORCH_CHECK_VALUE(
+      reference_points.dim() == 4 && reference_points.size(0) == value.size(0) && reference_points.size(3) == 2,
+      "reference_points must be B Lq L 2 to fit value, got ",
+      reference_points.sizes());
+  const Problem problem{
+      value.size(0),
+      value.size(1),
+      value.size(2),
+      value.size(3),
+      reference_points.size(1),
+      reference_points.size(2),
+      points};
+  const int64_t samples = problem.heads * problem.levels * problem.points;
+  const auto check_rows = [&](const at::Tensor& rows, int64_t columns, const char* name) {
+    const bool fits = rows.dim() == 3 && rows.size(0) == problem.batch && rows.size(1) == problem.queries &&
+        rows.size(2) == columns && rows.stride(2) == 1 && rows.stride(0) == problem.queries * rows.stride(1);
+    TORCH_CHECK_VALUE(fits, name, " must be rows of ", columns, ", got ", rows.sizes(), " by ", rows.strides());
+    TORCH_CHECK_VALUE(rows.scalar_type() == computes_in, name, " must be ", computes_in);
+  };
+  check_rows(offsets, 2 * samples, "offsets");
+  check_rows(logits, samples, "logits");
+  TORCH_CHECK_VALUE(points > 0, "points must be positive, got ", points);
+  TORCH_CHECK_VALUE(reference_points.scalar_type() == computes_in, "reference_points must be ", computes_in);
+  TORCH_CHECK_VALUE(
+      spatial_shapes.dim() == 2 && spatial_shapes.size(0) == problem.levels && spatial_shapes.size(1) == 2 &&
+          spatial_shapes.scalar_type() == at::kLong,
+      "spatial_shapes must be L 2 int64, got ",
+      spatial_shapes.sizes());
+  TORCH_CHECK_VALUE(
+      level_start_index.dim() == 1 && level_start_index.size(0) == problem.levels &&
+          level_start_index.scalar_type() == at::kLong,
+      "level_start_index must be L int64, got ",
+      level_start_index.sizes());
+  TORCH_CHECK_VALUE(problem.pixels < (int64_t{1} << 29), "value has too many pixels: ", problem.pixels);
+  for (const at::Tensor& tensor : {value, spatial_shapes, level_start_index, reference_points}) {
+    check_contiguous(tensor, value.device(), "every input but offsets and logits");
+  }
+  const int64_t* shapes = spatial_shapes.const_data_ptr<int64_t>();
+  const int64_t* starts = level_start_index.const_data_ptr<int64_t>();
+  check_levels(problem, shapes, starts);
+  at::Tensor output =
+      at::empty({problem.batch, problem.queries, problem.heads * problem.channels}, value.options());
+  const auto run = [&](auto computed, auto stored) {
+    using T = decltype(computed);
+    using V = decltype(stored);
+    const auto projected = [&](const SampleLevels<T>& levels) {
+      return PlaceFromOffsets<T>(
+          problem,
+          levels,
+          reference_points.const_data_ptr<T>(),
+          offsets.const_data_ptr<T>(),
+          offsets.stride(1),
+          logits.const_data_ptr<T>(),
+          logits.stride(1));
+    };
+    forward<T>(problem, value.const_data_ptr<V>(), shapes, starts, output.mutable_data_ptr<V>(), projected);
+  };
+  if (value.scalar_type() == at::kDouble) {
+    run(double(), double());
+  } else if (value.scalar_type() == at::kBFloat16) {
+    run(float(), at::BFloat16());
+  } else {
+    run(float(), float());
   }
   return output;
 }
@@ -500,12 +742,16 @@ TORCH_LIBRARY_FRAGMENT(dvis, library) {
       "ms_deform_attn_cpp_forward(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
   library.def(
+      "ms_deform_attn_cpp_from_offsets(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
+      "Tensor reference_points, Tensor offsets, Tensor logits, int points) -> Tensor");
+  library.def(
       "ms_deform_attn_cpp_backward(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights, Tensor grad_output) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(dvis, CPU, library) {
   library.impl("ms_deform_attn_cpp_forward", &forward_cpu);
+  library.impl("ms_deform_attn_cpp_from_offsets", &forward_from_offsets_cpu);
   library.impl("ms_deform_attn_cpp_backward", &backward_cpu);
 }
 
