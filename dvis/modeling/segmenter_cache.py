@@ -93,5 +93,5 @@ def _content(frame: Tensor) -> bytes:
     """A digest of the frame's size and pixels."""
     pixels = frame.detach().cpu().contiguous()
     digest = hashlib.blake2b(str(tuple(pixels.shape)).encode(), digest_size=16)
-    digest.update(pixels.numpy())
+    digest.update(pixels.numpy().data)
     return digest.digest()

@@ -28,10 +28,11 @@ def fold_batch_norms(network: nn.Module) -> None:
     Args:
         network: any module; only ``detectron2.layers.Conv2d`` with a batch norm as its ``norm`` are changed.
     """
+    module: Any
     for module in network.modules():
         if not _is_foldable(module):
             continue
-        norm: Any = module.norm
+        norm = module.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * scale
         if module.bias is not None:
@@ -97,5 +98,5 @@ def _copy_for_inference(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     fold_batch_norms(copied)
     for module in copied.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(dtype=dtype, memory_format=torch.channels_last)
+            module.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return copied.requires_grad_(False)
