@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import tempfile
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -21,6 +22,7 @@ __all__ = ["FrameStore", "StoreSettings"]
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 1024**3
+MAPPED_FROM = 1024**2  # bytes; larger tensors have pages of their own
 ALIGNMENT = 64  # bytes; tensors in the temporary file start at multiples of this
 
 
@@ -36,7 +38,7 @@ class StoreSettings:
     """
 
     max_device_gb: float = 1.0
-    max_host_gb: float = 8.0
+    max_host_gb: float = 1.0
     spill_dir: str = ""
     half_precision: bool = False
 
@@ -162,10 +164,10 @@ class FrameStore:
         size = values.numel() * values.element_size()
         if values.is_cuda and self.bytes_used["device"] + size <= self.settings.max_device_gb * GIGABYTE:
             self.bytes_used["device"] += size
-            return _own(values)
+            return values.clone()  # a slice would keep alive what it was cut from
         if self.bytes_used["host"] + size <= self.settings.max_host_gb * GIGABYTE:
             self.bytes_used["host"] += size
-            return values.cpu() if values.is_cuda else _own(values)
+            return _own(values)
         return self._spill(values)
 
     def _spill(self, values: Tensor) -> _Spilled:
@@ -208,6 +210,13 @@ class FrameStore:
 
 
 def _own(values: Tensor) -> Tensor:
-    """Return ``values`` with memory of their own: a slice would keep alive what it was cut from."""
+    """Copy ``values``, in its layout, to host memory of its own.
+
+    Large ones get pages straight from the system: between the short-lived tensors of the network they would
+    leave holes in the allocator's memory, about as large as themselves.
+    """
     size = values.numel() * values.element_size()
-    return values if values.untyped_storage().nbytes() == size else values.clone()
+    if size < MAPPED_FROM:
+        return values.to("cpu", copy=True)
+    pages = torch.frombuffer(mmap.mmap(-1, size), dtype=values.dtype)
+    return pages.as_strided(values.shape, torch.empty_like(values, device="meta").stride()).copy_(values)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
+from mask2former.modeling.pixel_decoder import msdeformattn
 from mask2former.modeling.pixel_decoder.build import build_pixel_decoder
 from mask2former.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder, reference_points
 from tests.mask2former.tiny import tiny_cfg
@@ -95,6 +97,25 @@ def test_precision_is_kept_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model.forward_features({name: f.bfloat16() for name, f in features.items()})[0]
     assert low.dtype == torch.float32
+
+
+def test_without_gradients_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msdeformattn, "TOKENS_AT_ONCE", 37)  # does not divide the number of tokens
+    model = small_decoder(transformer_enc_layers=2)
+    fill_state_dict(model)
+    features = {name: torch.randn(2, c, 24, 40) for c, name in zip((4, 5, 6, 7), STRIDES, strict=True)}
+    features = {
+        name: F.interpolate(feature, size=(96 // STRIDES[name], 160 // STRIDES[name]))
+        for name, feature in features.items()
+    }
+    mask_features, _, levels = model.forward_features(features)
+    with torch.no_grad():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            given = {name: feature.to(memory_format=layout) for name, feature in features.items()}
+            found, _, found_levels = model.forward_features(given)
+            torch.testing.assert_close(found, mask_features, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found_levels, levels, rtol=1e-4, atol=1e-5)
+            assert all(torch.equal(given[name], features[name]) for name in features)
 
 
 def test_gradients_reach_every_parameter() -> None:

@@ -16,7 +16,12 @@ from mask2former.modeling.pixel_decoder.ops.functions import (
     backend_report,
     backends,
     ms_deform_attn,
+    ms_deform_attn_from_offsets,
     ms_deform_attn_reference,
+)
+from mask2former.modeling.pixel_decoder.ops.functions.ms_deform_attn_func import (
+    attention_from_logits,
+    locations_from_offsets,
 )
 from tests.mask2former.modeling.pixel_decoder.ops.problems import Problem, level_tables, random_problem
 from tests.reference import load_golden
@@ -473,3 +478,87 @@ def test_inference_mode_and_no_grad() -> None:
             output = ms_deform_attn(*problem)
         assert not output.requires_grad
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+
+
+# From offsets and logits ----------
+
+
+def projected(dtype: torch.dtype, points: int = 3, channels: int = 32) -> tuple[Tensor, ...]:
+    """Arguments of ``ms_deform_attn_from_offsets``; offsets and logits are columns of one tensor."""
+    generator = torch.Generator().manual_seed(points)
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes, starts = level_tables([(6, 7), (3, 4)])
+    heads, levels, queries = 3, 2, 37
+    value = torch.randn(2, 54, heads, channels, generator=generator).to(dtype)
+    reference = torch.rand(2, queries, levels, 2, generator=generator).to(precise)
+    samples = heads * levels * points
+    columns = (3 * torch.randn(2, queries, 3 * samples, generator=generator)).to(precise)
+    offsets, logits = columns.split([2 * samples, samples], dim=-1)
+    return value, shapes, starts, reference, offsets, logits
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+@pytest.mark.parametrize(("points", "channels"), [(4, 32), (1, 5), (3, 70)])
+def test_from_offsets_is_softmax_and_locations(
+    points: int, channels: int, dtype: torch.dtype, tolerance: float, backend: str
+) -> None:
+    value, shapes, starts, reference, offsets, logits = projected(dtype, points, channels)
+    output = ms_deform_attn_from_offsets(value, shapes, starts, reference, offsets, logits, backend=backend)
+    assert output.dtype == dtype
+    per_point = (2, 37, 3, 2, points)
+    places = reference[:, :, None, :, None] + offsets.unflatten(-1, (*per_point[2:], 2)) / shapes.flip(-1)[
+        :, None
+    ].to(offsets)
+    attention = logits.unflatten(-1, (3, -1)).softmax(-1).view(per_point)
+    expected = ms_deform_attn_reference(value.to(places.dtype), shapes, starts, places, attention)
+    torch.testing.assert_close(output.to(places.dtype), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="not built")
+def test_from_offsets_equals_its_plain_form_and_has_its_gradients() -> None:
+    inputs = projected(torch.float32)
+    value, shapes, starts, reference, offsets, logits = inputs
+    fused = ms_deform_attn_from_offsets(*inputs, backend="cpp")
+    offsets.requires_grad_(False)
+    leaves = [t.detach().clone().requires_grad_() for t in (value, offsets, logits)]
+    recorded = ms_deform_attn_from_offsets(
+        leaves[0], shapes, starts, reference, leaves[1], leaves[2], backend="cpp"
+    )
+    torch.testing.assert_close(fused, recorded, rtol=1e-5, atol=1e-6)
+    recorded.sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+    # Also on the plain form's own two steps.
+    locations = locations_from_offsets(reference, offsets, shapes, (3, 2, 3)).view(2, 37, 3, 2, 3, 2)
+    attention = attention_from_logits(logits, 3).view(2, 37, 3, 2, 3)
+    plain = ms_deform_attn(value, shapes, starts, locations, attention, backend="cpp")
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+
+
+@every_backend
+def test_from_offsets_with_logits_that_are_large_or_not_numbers(backend: str) -> None:
+    value, shapes, starts, reference, offsets, logits = projected(torch.float32)
+    logits = logits.clone()
+    logits[0, 0] += 1e4
+    logits[0, 1, 0], logits[0, 2, 0] = torch.nan, torch.inf
+    logits[0, 3, 1:] = -torch.inf  # one sample of the first head is all that counts, other heads have none
+    output = ms_deform_attn_from_offsets(value, shapes, starts, reference, offsets, logits, backend=backend)
+    heads = output.unflatten(-1, (3, 32))
+    assert heads[0, 0].isfinite().all()
+    assert heads[0, 1, 0].isnan().all()
+    assert heads[0, 2, 0].isnan().all()
+    assert heads[0, 1:3, 1:].isfinite().all()
+    assert heads[0, 3, 0].isfinite().all()
+    assert heads[0, 4:].isfinite().all()
+    assert heads[1].isfinite().all()
+
+
+@pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="not built")
+def test_from_offsets_checks_shapes_in_the_compiled_code() -> None:
+    value, shapes, starts, reference, offsets, logits = projected(torch.float32)
+    with pytest.raises(ValueError, match="offsets must be rows of 36"):
+        ms_deform_attn_from_offsets(value, shapes, starts, reference, offsets[..., :-2], logits, "cpp")
+    with pytest.raises(ValueError, match="must have the 54 pixels"):
+        ms_deform_attn_from_offsets(value[:, 1:], shapes, starts, reference, offsets, logits, "cpp")
