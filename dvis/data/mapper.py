@@ -88,8 +88,10 @@ class ClipMapper:
         frames: list[Tensor] = []
         found: list[tuple[FrameObjects, NDArray[np.bool_]]] = []
         for t, (transform, size) in zip(indices, plans, strict=True):
-            on_image = starting_from(transform, (images[t].shape[0], images[t].shape[1]))
-            frames.append(_to_tensor(on_image.apply_image(images[t])))
+            image = images[t]
+            # A frame that was decoded at a fraction of its size has less far to go.
+            on_image = starting_from(transform, image.shape[:2]) if self.reduced_decoding else transform
+            frames.append(_to_tensor(on_image.apply_image(image)))
             found.append((objects[t], objects[t].masks(transform, size)))
         return {
             "video_id": record["video_id"],
