@@ -262,9 +262,14 @@ class Ablation:
         pairs = [item for key, value in scaled.items() for item in (f"SOLVER.{key}", str(value))]
         return [*self.changes, *training.changes, *pairs, "SEED", str(seed)]
 
+    def _given(self, training: Training) -> Path | None:
+        """Weights that were given and need no training; None for what is trained here."""
+        return self.segmenter if training.parent is None else None
+
     def weights(self, training: Training, seed: int) -> Path:
-        if training.parent is None and self.segmenter is not None:
-            return self.segmenter
+        given = self._given(training)
+        if given is not None:
+            return given
         name = training.name.replace(training.stage, Path(self.config(training)).stem, 1)
         return self.output / f"seed{seed}" / name / "model_final.pth"
 
@@ -275,14 +280,12 @@ class Ablation:
         """What has to be trained for a row, each after what it starts from."""
         chain: list[Training] = []
         training: Training | None = row.training
-        while training is not None:
+        while training is not None and self._given(training) is None:
             chain.insert(0, training)
             training = training.parent
         return chain
 
     def is_trained(self, training: Training, seed: int) -> bool:
-        if training.parent is None and self.segmenter is not None:
-            return True
         settings = dict(_pairs(self.settings(training, seed)))
         return is_finished(self.weights(training, seed), int(settings["SOLVER.MAX_ITER"]))
 
