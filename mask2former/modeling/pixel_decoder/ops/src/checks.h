@@ -16,6 +16,29 @@ inline void check_contiguous(const at::Tensor& tensor, at::Device device, const 
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous, got strides ", tensor.strides());
 }
 
+// value B S M D; spatial_shapes L 2 int64; level_start_index L int64.
+inline void check_value_and_tables(
+    const Problem& problem,
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index) {
+  TORCH_CHECK_VALUE(
+      spatial_shapes.dim() == 2 && spatial_shapes.size(0) == problem.levels && spatial_shapes.size(1) == 2 &&
+          spatial_shapes.scalar_type() == at::kLong,
+      "spatial_shapes must be L 2 int64, got ",
+      spatial_shapes.sizes());
+  TORCH_CHECK_VALUE(
+      level_start_index.dim() == 1 && level_start_index.size(0) == problem.levels &&
+          level_start_index.scalar_type() == at::kLong,
+      "level_start_index must be L int64, got ",
+      level_start_index.sizes());
+  // Row numbers are 32 bits wide; everything else is 64.
+  TORCH_CHECK_VALUE(problem.pixels < (int64_t{1} << 29), "value has too many pixels: ", problem.pixels);
+  check_contiguous(value, value.device(), "value");
+  check_contiguous(spatial_shapes, value.device(), "spatial_shapes");
+  check_contiguous(level_start_index, value.device(), "level_start_index");
+}
+
 // value B S M D; spatial_shapes L 2 int64; level_start_index L int64; sampling_locations B Lq M L P 2;
 // attention_weights B Lq M L P. Locations and attention have the accumulation type `computes_in`.
 inline Problem check_problem(
@@ -48,25 +71,11 @@ inline Problem check_problem(
       attention_weights.sizes() == sampling_locations.sizes().slice(0, 5),
       "attention_weights must be B Lq M L P, got ",
       attention_weights.sizes());
-  TORCH_CHECK_VALUE(
-      spatial_shapes.dim() == 2 && spatial_shapes.size(0) == problem.levels && spatial_shapes.size(1) == 2 &&
-          spatial_shapes.scalar_type() == at::kLong,
-      "spatial_shapes must be L 2 int64, got ",
-      spatial_shapes.sizes());
-  TORCH_CHECK_VALUE(
-      level_start_index.dim() == 1 && level_start_index.size(0) == problem.levels &&
-          level_start_index.scalar_type() == at::kLong,
-      "level_start_index must be L int64, got ",
-      level_start_index.sizes());
+  check_value_and_tables(problem, value, spatial_shapes, level_start_index);
   TORCH_CHECK_VALUE(
       sampling_locations.scalar_type() == computes_in && attention_weights.scalar_type() == computes_in,
       "sampling_locations and attention_weights must be ",
       computes_in);
-  // Row numbers are 32 bits wide; everything else is 64.
-  TORCH_CHECK_VALUE(problem.pixels < (int64_t{1} << 29), "value has too many pixels: ", problem.pixels);
-  check_contiguous(value, value.device(), "value");
-  check_contiguous(spatial_shapes, value.device(), "spatial_shapes");
-  check_contiguous(level_start_index, value.device(), "level_start_index");
   check_contiguous(sampling_locations, value.device(), "sampling_locations");
   check_contiguous(attention_weights, value.device(), "attention_weights");
   return problem;

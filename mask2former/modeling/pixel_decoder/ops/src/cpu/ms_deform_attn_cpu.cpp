@@ -653,20 +653,8 @@ at::Tensor forward_from_offsets_cpu(
   check_rows(logits, samples, "logits");
   TORCH_CHECK_VALUE(points > 0, "points must be positive, got ", points);
   TORCH_CHECK_VALUE(reference_points.scalar_type() == computes_in, "reference_points must be ", computes_in);
-  TORCH_CHECK_VALUE(
-      spatial_shapes.dim() == 2 && spatial_shapes.size(0) == problem.levels && spatial_shapes.size(1) == 2 &&
-          spatial_shapes.scalar_type() == at::kLong,
-      "spatial_shapes must be L 2 int64, got ",
-      spatial_shapes.sizes());
-  TORCH_CHECK_VALUE(
-      level_start_index.dim() == 1 && level_start_index.size(0) == problem.levels &&
-          level_start_index.scalar_type() == at::kLong,
-      "level_start_index must be L int64, got ",
-      level_start_index.sizes());
-  TORCH_CHECK_VALUE(problem.pixels < (int64_t{1} << 29), "value has too many pixels: ", problem.pixels);
-  for (const at::Tensor& tensor : {value, spatial_shapes, level_start_index, reference_points}) {
-    check_contiguous(tensor, value.device(), "every input but offsets and logits");
-  }
+  check_contiguous(reference_points, value.device(), "reference_points");
+  check_value_and_tables(problem, value, spatial_shapes, level_start_index);
   const int64_t* shapes = spatial_shapes.const_data_ptr<int64_t>();
   const int64_t* starts = level_start_index.const_data_ptr<int64_t>();
   check_levels(problem, shapes, starts);
