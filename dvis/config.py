@@ -173,8 +173,8 @@ def _add_refiner(cfg: CfgNode) -> None:
 def _add_frozen(cfg: CfgNode) -> None:
     """How the frozen segmenter runs while the tracker or the refiner is trained."""
     cfg.MODEL.MASK_FORMER.FROZEN = CfgNode()
-    # (ours) Frames that pass through it together, of all clips of the batch. Fewer need less memory; losses
-    # do not depend on it.
+    # (ours) Frames of a clip that pass through it together. Fewer need less memory; losses do not depend on
+    # it.
     cfg.MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE = 4
     # (ours) Precision of its large products: as MODEL.MASK_FORMER.TEST.PRECISION. Anything but "float32" is
     # faster, and tracker and refiner learn from slightly other queries than as published.

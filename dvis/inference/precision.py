@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["PRECISIONS", "autocast_dtype"]
+__all__ = ["PRECISIONS", "autocast_dtype", "check_precision"]
 
 PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def check_precision(precision: str, key: str = "MODEL.MASK_FORMER.TEST.PRECISION") -> None:
+    """Raise ``ValueError``, which names the configuration key, for a precision that is not known."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"{key} is {precision!r}; allowed are {', '.join(PRECISIONS)}")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -26,10 +32,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     Raises:
         ValueError: for an unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"MODEL.MASK_FORMER.TEST.PRECISION is {precision!r}; allowed are {', '.join(PRECISIONS)}"
-        )
+    check_precision(precision)
     if precision == "float32" or (precision == "auto" and not _computes_in_bfloat16(device)):
         return None
     return torch.bfloat16

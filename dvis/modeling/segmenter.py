@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dvis.modeling.structures import SegmenterOutput
 
-__all__ = ["segment_frames", "segment_in_windows"]
+__all__ = ["segment_frames"]
 
 # Pixels that pass through the segmenter together on a CPU, if not less than a frame: their float32 tensors
 # are just small enough to stay in the allocator's hands; larger ones come fresh from the system, zeroed page
@@ -28,6 +28,7 @@ def segment_frames(
     with_masks: bool = False,
     with_aux: bool = False,
     autocast_dtype: torch.dtype | None = None,
+    window_size: int | None = None,
 ) -> SegmenterOutput:
     """Segment every frame by itself.
 
@@ -41,20 +42,24 @@ def segment_frames(
         with_aux: also give the predictions of the earlier decoder layers, for their losses.
         autocast_dtype: do large products in this precision, in all parts, and give float32 as always; see
             ``dvis.inference.precision``. None: as autocast around the call says, the pixel decoder exempt.
+        window_size: frames of a clip that pass through the parts together at most: fewer need less memory,
+            and the other clips of a batch do not show, not even in the last bits. None: all frames of all
+            clips.
 
     Source: Mask2Former (arXiv:2112.01527); DVIS (arXiv:2306.03413), section 3.1.
     """
     B = frames.shape[0]
     half = autocast_dtype is not None
-    images = rearrange(frames, "b t c h w -> (b t) c h w")
+    clips = frames.flatten(0, 1)[None] if window_size is None else frames
+    together = clips.shape[1] if window_size is None else window_size
     # In half precision it is better to convert the weights once per window.
-    one_by_one = images.device.type == "cpu" and not half and not torch.is_grad_enabled()
-    together = max(1, CPU_PIXELS // images[0, 0].numel()) if one_by_one else len(images)
+    if frames.device.type == "cpu" and not half and not torch.is_grad_enabled():
+        together = min(together, max(1, CPU_PIXELS // frames[0, 0, 0].numel()))
     parts = []
     with torch.autocast(frames.device.type, autocast_dtype) if half else nullcontext():
-        for some in images.split(together):
+        for images in (window for clip in clips for window in clip.split(together)):
             parts.append(
-                sem_seg_head(backbone(some), with_masks=with_masks, with_aux=with_aux, allow_half=half)
+                sem_seg_head(backbone(images), with_masks=with_masks, with_aux=with_aux, allow_half=half)
             )
     outputs = parts[0] if len(parts) == 1 else _concatenate(parts)
 
@@ -74,35 +79,6 @@ def segment_frames(
             (per_video(layer["pred_logits"]), masks_per_video(layer["pred_masks"]))
             for layer in outputs["aux_outputs"]
         ),
-    )
-
-
-def segment_in_windows(
-    segment: Callable[[Tensor], SegmenterOutput], frames: Tensor, window_size: int
-) -> SegmenterOutput:
-    """Segment the frames of clips a few at a time, so that memory does not grow with the clips' length.
-
-    Args:
-        segment: frames ``1 n 3 H W`` to logits, queries, mask features and mask embeddings, without masks.
-        frames: ``B T 3 H W``; its frames are taken in order, also from the end of one clip and the beginning
-            of the next.
-        window_size: frames that are segmented together.
-
-    Source: project choice; every frame is segmented by itself, so the windows do not show in the result.
-    """
-    flat = frames.flatten(0, 1)[None]
-    windows = [segment(window) for window in flat.split(window_size, dim=1)]
-
-    def joined(name: str) -> Tensor:
-        values = [getattr(window, name) for window in windows]
-        return torch.cat(values, dim=1)[0].unflatten(0, frames.shape[:2])
-
-    return SegmenterOutput(
-        logits=joined("logits"),
-        masks=None,
-        queries=joined("queries"),
-        mask_features=joined("mask_features"),
-        mask_embeds=joined("mask_embeds"),
     )
 
 

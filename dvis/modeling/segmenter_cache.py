@@ -22,8 +22,9 @@ class SegmenterCache:
     """Remembers the outputs of a segmenter that does not change, by the content of the padded frame.
 
     A frame that comes again with the same pixels, from whatever clip, is not segmented again. That pays where
-    augmentation gives few different forms of a frame. Results are those of the segmenter but for rounding: a
-    product's last bits may depend on how many frames are computed together.
+    augmentation gives few different forms of a frame. Frames are segmented one by one: the last bits of a
+    product may depend on how many are computed together, and what is remembered must not depend on what came
+    before, or a resumed training would not be the same.
 
     Memory is one process's main memory; when it is full, further frames are segmented every time.
     """
@@ -50,27 +51,24 @@ class SegmenterCache:
         """Segment ``B T 3 H W``, as far as it is not known.
 
         Args:
-            segment: the frozen segmenter on ``1 n 3 H W``; must treat each frame by itself.
+            segment: the frozen segmenter on a single frame, ``1 1 3 H W``.
             frames: normalised and padded, ``B T 3 H W``.
 
         Returns:
             Logits, queries, mask features and mask embeddings, without gradient.
         """
-        B, T = frames.shape[:2]
-        flat = frames.flatten(0, 1)
-        keys = [_content(frame) for frame in flat]
-        fresh = {key: i for i, key in enumerate(keys) if key not in self._known}
-        found: dict[bytes, tuple[Tensor, ...]] = {}
-        if fresh:
-            output = segment(flat[list(fresh.values())][None])
-            parts = [getattr(output, name)[0].detach() for name in _PARTS]
-            for n, key in enumerate(fresh):
-                # Copies: a slice would keep the whole batch alive.
-                found[key] = tuple(part[n].to("cpu", copy=True) for part in parts)
-                self._remember(key, found[key])
-        rows = [self._known.get(key) or found[key] for key in keys]
+        rows = []
+        for frame in frames.flatten(0, 1):
+            key = _content(frame)
+            values = self._known.get(key)
+            if values is None:
+                output = segment(frame[None, None])
+                values = tuple(getattr(output, name)[0, 0].detach().cpu() for name in _PARTS)
+                self._remember(key, values)
+            rows.append(values)
         stacked = (
-            torch.stack(column).to(frames.device).unflatten(0, (B, T)) for column in zip(*rows, strict=True)
+            torch.stack(column).to(frames.device).unflatten(0, frames.shape[:2])
+            for column in zip(*rows, strict=True)
         )
         return SegmenterOutput(masks=None, **dict(zip(_PARTS, stacked, strict=True)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from dvis.inference.engine import InferenceEngine, Prediction, PreparedFrames, StreamState
 from dvis.inference.postprocess import TASKS, FrameSizes, PostprocessSettings, postprocess
-from dvis.inference.precision import PRECISIONS, autocast_dtype
+from dvis.inference.precision import autocast_dtype, check_precision
 from dvis.inference.store import StoreSettings
 from dvis.modeling.matching import NonFiniteError
-from dvis.modeling.segmenter import segment_frames, segment_in_windows
+from dvis.modeling.segmenter import segment_frames
 from dvis.modeling.segmenter_cache import SegmenterCache
 from dvis.modeling.structures import LinkedOutput, RefinedOutput, SegmenterOutput
 from dvis.modeling.targets import clip_targets
@@ -64,7 +65,7 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"MODEL.MASK_FORMER.TEST.TASK is {self.task!r}; allowed are {', '.join(TASKS)}")
-        autocast_dtype(self.precision, torch.device("cpu"))  # refuses an unknown one
+        check_precision(self.precision)
         if self.compile_backend and self.compile_backend not in (known := torch.compiler.list_backends(())):
             raise ValueError(
                 f"MODEL.MASK_FORMER.TEST.COMPILE is {self.compile_backend!r}; allowed are '' and the back "
@@ -115,11 +116,7 @@ class FrozenSettings:
             raise ValueError(
                 f"MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE must be at least 1, not {self.window_size}"
             )
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.FROZEN.PRECISION is {self.precision!r}; allowed are "
-                f"{', '.join(PRECISIONS)}"
-            )
+        check_precision(self.precision, "MODEL.MASK_FORMER.FROZEN.PRECISION")
 
 
 class VideoModel(nn.Module):
@@ -335,28 +332,29 @@ class VideoModel(nn.Module):
     def segment(self, frames: Tensor, *, with_masks: bool = False, with_aux: bool = False) -> SegmenterOutput:
         """Segment ``B T 3 H W``.
 
-        While the parts behind it are trained, a frozen segmenter leaves nothing for a backward pass, and
-        takes a few frames at a time unless masks or predictions of earlier layers are asked for.
+        While the parts behind it are trained, a frozen segmenter leaves nothing for a backward pass, takes a
+        few frames at a time, and may remember them, unless masks or predictions of earlier layers are asked
+        for.
         """
         frozen = "sem_seg_head" in self.frozen_parts
+        serves_training = self.training and frozen
         precision = self.inference.precision
         if self.training:
             precision = self.frozen_segmenter.precision if frozen else "float32"
-        dtype = autocast_dtype(precision, self.device)
         # Compiled for inference only: training also asks for other outputs.
         backbone, head = (not self.training and self._compiled) or (self.extract_features, self.sem_seg_head)
-
-        def segment(some: Tensor) -> SegmenterOutput:
-            return segment_frames(
-                backbone, head, some, with_masks=with_masks, with_aux=with_aux, autocast_dtype=dtype
-            )
-
+        segment = partial(
+            segment_frames,
+            backbone,
+            head,
+            with_masks=with_masks,
+            with_aux=with_aux,
+            autocast_dtype=autocast_dtype(precision, self.device),
+            window_size=self.frozen_segmenter.window_size if serves_training else None,
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            if self.training and frozen and not (with_masks or with_aux):
-                size = self.frozen_segmenter.window_size
-                if self.segmenter_cache is not None:
-                    return self.segmenter_cache(lambda some: segment_in_windows(segment, some, size), frames)
-                return segment_in_windows(segment, frames, size)
+            if serves_training and self.segmenter_cache is not None and not (with_masks or with_aux):
+                return self.segmenter_cache(segment, frames)
             return segment(frames)
 
     def extract_features(self, images: Tensor) -> dict[str, Tensor]:
