@@ -1,4 +1,4 @@
-# make demo    toy models (checkpoints/toy) side by side on a generated video; without weights demo-train
+# make demo    toy models (checkpoints/toy) side by side on a generated video
 # make test    lint, types and the default tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ DEMO := output/demo
 DEMO_SEED ?= 0
 DEMO_VIDEO ?= val_0005
 
-.PHONY: help install ops demo demo-compare demo-train test lint test-slow test-gpu clean
+.PHONY: help install ops demo demo-train test lint test-slow test-gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -46,10 +46,6 @@ test-gpu: install ops
 	$(RUN) -m pytest -m gpu
 
 demo: install
-	@if test -f checkpoints/toy/DVIS_Offline_toy_occluded.pth; then $(MAKE) demo-compare; \
-		else echo "There are no weights in checkpoints/toy: a model is trained."; $(MAKE) demo-train; fi
-
-demo-compare: install
 	$(RUN) datasets/generate_toy.py --level occluded --num-train 0 --num-val 10 --seed $(DEMO_SEED) \
 		--output $(DEMO)/toy_occluded_$(DEMO_SEED)
 	$(RUN) demo/compare.py --input $(DEMO)/toy_occluded_$(DEMO_SEED)/val/JPEGImages/$(DEMO_VIDEO) \

@@ -55,8 +55,8 @@ def test_unknown_weights_and_no_weights(tmp_path: Path, capsys: pytest.CaptureFi
     assert "belongs to no configuration" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not SHIPPED, reason="no weights in checkpoints/toy")
 def test_shipped_files_are_small_and_load() -> None:
+    assert SHIPPED
     assert sum(path.stat().st_size for path in SHIPPED) < 20e6
     scores = json.loads((program.FOLDER / "scores.json").read_text())
     assert sorted(scores) == [path.name for path in SHIPPED]
@@ -66,7 +66,6 @@ def test_shipped_files_are_small_and_load() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHIPPED, reason="no weights in checkpoints/toy")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_reproduce_their_scores(
     path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
