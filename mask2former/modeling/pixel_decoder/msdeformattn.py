@@ -64,7 +64,8 @@ class DeformableEncoderLayer(nn.Module):
         self, x: Tensor, pos: Tensor, reference: Tensor, spatial_shapes: Tensor, level_start_index: Tensor
     ) -> Tensor:
         """What :meth:`forward` gives without gradients, some tokens at a time and in place."""
-        sampled = self.self_attn.sample(x + pos, reference, x, spatial_shapes, level_start_index)
+        query = x.to(pos.dtype) + pos  # a sum of two types would be several times slower
+        sampled = self.self_attn.sample(query, reference, x, spatial_shapes, level_start_index)
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
         parts = (tokens.flatten(0, 1).split(TOKENS_AT_ONCE) for tokens in (x, sampled, result))
         for tokens, attended, out in zip(*parts, strict=True):
