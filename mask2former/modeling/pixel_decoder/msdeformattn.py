@@ -258,7 +258,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 padding=1,
                 bias=norm == "",
                 norm=get_norm(norm, conv_dim),
-                activation=F.relu,
+                activation=F.relu_,
             )
             weight_init.c2_xavier_fill(lateral)
             weight_init.c2_xavier_fill(output)
@@ -318,5 +318,6 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 upsampled = F.interpolate(
                     levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
                 )
-                levels.append(self.get_submodule(f"layer_{i}")(lateral + upsampled))
+                # In place: at this resolution time goes into memory that is new each time.
+                levels.append(self.get_submodule(f"layer_{i}")(upsampled.add_(lateral)))
             return self.mask_features(levels[-1]), levels[0], levels[:NUM_DECODER_LEVELS]
