@@ -203,7 +203,7 @@ def _add_inference(cfg: CfgNode) -> None:
     # (ours) Host memory (GB) for what is kept of a video until its masks are made; beyond it, a temporary
     # file in SPILL_DIR (empty: the system's folder; a folder that is itself in memory saves nothing). Results
     # do not depend on it.
-    test.MAX_MEMORY_GB = 1.0
+    test.MAX_MEMORY_GB = 0.5
     test.SPILL_DIR = ""
     # (ours) Memory of the GPU (GB) that is used first for the same purpose.
     test.MAX_DEVICE_MEMORY_GB = 1.0

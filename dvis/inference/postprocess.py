@@ -29,8 +29,8 @@ __all__ = [
 
 MASK_FORMATS = ("bitmask", "rle")
 
-# Floats that the full-size masks of one step may have: 64 MB, a few frames of a few objects.
-STEP_ELEMENTS = 16 * 1024 * 1024
+# Floats that the full-size masks of one step may have: 16 MB, which a processor cache can mostly hold.
+STEP_ELEMENTS = 4 * 1024 * 1024
 
 
 class MaskSource(Protocol):
@@ -137,8 +137,9 @@ def instances(
     unique, position = torch.unique(slots, return_inverse=True)
     position = position.cpu()
     codes: list[list[dict[str, Any]]] = [[] for _ in slots]
-    bitmasks = torch.zeros((len(slots), masks.num_frames, *sizes.output), dtype=torch.bool)
     as_codes = settings.mask_format == "rle"
+    num_bitmasks = 0 if as_codes else len(slots)
+    bitmasks = torch.zeros((num_bitmasks, masks.num_frames, *sizes.output), dtype=torch.bool)
     for start, stop in _time_steps(masks.num_frames if len(unique) else 0, len(unique), sizes):
         logits = _resize(_resize_to_image(masks.read(unique, start, stop), sizes), sizes.output)
         step = (logits > 0).cpu()

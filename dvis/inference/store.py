@@ -38,7 +38,7 @@ class StoreSettings:
     """
 
     max_device_gb: float = 1.0
-    max_host_gb: float = 1.0
+    max_host_gb: float = 0.5
     spill_dir: str = ""
     half_precision: bool = False
 

@@ -5,6 +5,9 @@ Letters: B videos, T frames, Q queries (slots), C channels, K classes, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -13,6 +16,8 @@ from dvis.modeling.structures import RefinedOutput
 from mask2former.layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 
 __all__ = ["TemporalRefiner"]
+
+TOKENS_AT_ONCE = 4096  # without gradients: bounds what the layers need besides their input and output
 
 
 class TemporalRefiner(nn.Module):
@@ -128,25 +133,30 @@ class TemporalRefiner(nn.Module):
 
     def _refine_over_time(self, x: Tensor, i: int) -> Tensor:
         """Long-term attention and short-term convolutions of layer ``i`` on ``B T Q C``."""
-        B = x.shape[0]
-        x = rearrange(x, "b t q c -> (b q) t c")
-        if self.transformer_time_self_attention_layers:
-            x = self.transformer_time_self_attention_layers[i](x)
-        if self.conv_short_aggregate_layers:
-            short = self.conv_short_aggregate_layers[i](x.transpose(1, 2)).transpose(1, 2)
-            x = self.conv_norms[i](x + short)
-        return rearrange(x, "(b q) t c -> b t q c", b=B)
+
+        def refine(x: Tensor) -> Tensor:
+            if self.transformer_time_self_attention_layers:
+                x = self.transformer_time_self_attention_layers[i](x)
+            if self.conv_short_aggregate_layers:
+                short = self.conv_short_aggregate_layers[i](x.transpose(1, 2)).transpose(1, 2)
+                x = self.conv_norms[i](x + short)
+            return x
+
+        refined = _by_parts(refine, rearrange(x, "b t q c -> (b q) t c"))
+        return rearrange(refined, "(b q) t c -> b t q c", b=x.shape[0])
 
     def _refine_in_frame(self, x: Tensor, frames: Tensor, i: int) -> Tensor:
         """Object attention, cross attention and feed-forward of layer ``i`` on ``B T Q C``, ``(B T) Q C``."""
-        B = x.shape[0]
-        x = rearrange(x, "b t q c -> (b t) q c")
-        if self.transformer_obj_self_attention_layers:
-            x = self.transformer_obj_self_attention_layers[i](x)
-        if self.transformer_cross_attention_layers:
-            x = self.transformer_cross_attention_layers[i](x, frames)
-        x = self.transformer_ffn_layers[i](x)
-        return rearrange(x, "(b t) q c -> b t q c", b=B)
+
+        def refine(x: Tensor, frames: Tensor) -> Tensor:
+            if self.transformer_obj_self_attention_layers:
+                x = self.transformer_obj_self_attention_layers[i](x)
+            if self.transformer_cross_attention_layers:
+                x = self.transformer_cross_attention_layers[i](x, frames)
+            return self.transformer_ffn_layers[i](x)
+
+        refined = _by_parts(refine, rearrange(x, "b t q c -> (b t) q c"), frames)
+        return rearrange(refined, "(b t) q c -> b t q c", b=x.shape[0])
 
     def _classify(self, queries: Tensor) -> Tensor:
         """One class per object from its queries over time: ``B T Q C`` to logits ``B Q K+1``."""
@@ -154,3 +164,12 @@ class TemporalRefiner(nn.Module):
             return self.class_embed(queries.mean(dim=1))
         weights = F.softmax(self.activation_proj(queries), dim=1)
         return self.class_embed((queries * weights).sum(dim=1))
+
+
+def _by_parts(function: Callable[..., Tensor], *sequences: Tensor) -> Tensor:
+    """Apply a function of sequences ``N n C`` to some of them at a time where no gradient is asked for."""
+    if torch.is_grad_enabled():
+        return function(*sequences)
+    count = max(1, TOKENS_AT_ONCE // max(1, sequences[0].shape[1]))
+    parts = zip(*(x.split(count) for x in sequences), strict=True)
+    return torch.cat([function(*part) for part in parts])

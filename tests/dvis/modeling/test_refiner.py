@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dvis.modeling import refiner as refiner_module
 from dvis.modeling.refiner import TemporalRefiner
 from dvis.modeling.structures import predict_masks
 from tests.reference import load_golden, relative_error
@@ -46,6 +47,19 @@ def golden() -> tuple[dict[str, Any], dict[str, np.ndarray], TemporalRefiner, Te
     )
     features = torch.from_numpy(make_input("mask_features", (1, T, C, meta["h"], meta["w"]), seed))
     return meta, arrays, refiner, queries, frames, features
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 10_000])
+def test_long_clips_are_refined_by_parts_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    refiner, x, frames = small_refiner(), random_queries(2, 5, 3, 16), random_queries(2, 5, 4, 16, name="f")
+    whole = refiner(x, frames)
+    monkeypatch.setattr(refiner_module, "TOKENS_AT_ONCE", tokens)
+    with torch.no_grad():
+        parts = refiner(x, frames)
+    torch.testing.assert_close(parts.queries, whole.queries)
+    torch.testing.assert_close(parts.logits, whole.logits)
 
 
 def test_golden_forward(golden) -> None:
