@@ -10,10 +10,12 @@ is started again with the batch that is due.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 FAULTS_KEY = "data_faults"  # of a clip: what was wrong with those it replaces
 BUDGET_KEY = "DATALOADER.MAX_FAULTS"
 _SHOWN = 20  # faults that a summary lists
+_DEATH_SHOWS_WITHIN = 5.0  # seconds, after the connections of a process are closed
 
 Batch = list[dict[str, Any]]
 
@@ -99,6 +102,20 @@ class WorkerBoard:
         if worker is not None and worker.id < len(self._rows):
             self._rows[worker.id] = torch.tensor([os.getpid(), dataset, video])
 
+    def dead(self) -> list[int]:
+        """Ids of the loading processes that have ended; waits a little if there is none yet."""
+        end = time.monotonic() + _DEATH_SHOWS_WITHIN
+        while noted := {pid for pid in self._rows[:, 0].tolist() if pid > 0}:
+            alive = {process.pid for process in multiprocessing.active_children()}
+            if noted - alive or time.monotonic() > end:
+                return sorted(noted - alive)
+            time.sleep(0.01)
+        return []
+
+    def clear(self) -> None:
+        """Forget what was noted: the processes are replaced by new ones."""
+        self._rows.fill_(-1)
+
     def of_processes(self, ids: Iterable[int]) -> list[tuple[int, int]]:
         """What these processes worked on last: (data set, video)."""
         wanted = set(ids)
@@ -154,9 +171,10 @@ class FaultTolerantLoader:
                 pids = _dead_processes(error)
                 if pids is None:
                     raise
-                self._note_death(pids, error)
+                self._note_death(pids or self._board.dead(), error)
                 # The old processes end before new ones start.
                 del batches
+                self._board.clear()
                 batches = _begin(self._load(position))
                 continue
             position += 1

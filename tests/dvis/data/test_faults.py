@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from detectron2.config import CfgNode
 from torch.utils.data import get_worker_info
 
 import dvis
-from dvis.data import BrokenDataError, build_train_loader, mapper
+from dvis.data import BrokenDataError, build_train_loader, faults, mapper
 from dvis.data.faults import FAULTS_KEY, FaultTolerantLoader, TooManyFaultsError, WorkerBoard, first_intact
 
 KINDS = {
@@ -324,6 +327,32 @@ def test_a_process_that_dies_with_a_batch_on_the_way(error: Exception) -> None:
     assert list(loader) == [[{"number": 0}], [{"number": 1}], [{"number": 2}]]
     (fault,) = loader.faults
     assert "data-loading process (unknown) died" in fault
+
+
+def test_a_process_that_an_error_does_not_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = WorkerBoard(1)
+    monkeypatch.setattr(faults, "get_worker_info", lambda: SimpleNamespace(id=0))
+
+    def note_and_die() -> None:
+        board.note(0, 7)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def load(start: int) -> Any:
+        process = multiprocessing.get_context("fork").Process(target=note_and_die)
+        process.start()
+        while board.of_processes([process.pid]) == []:
+            time.sleep(0.01)
+        raise EOFError
+        yield
+
+    given_up: list[tuple[int, int]] = []
+    loader = FaultTolerantLoader(
+        load, 0, 1, board, lambda d, v: f"video {v}", lambda d, v: given_up.append((d, v))
+    )
+    with pytest.raises(TooManyFaultsError):
+        next(iter(loader))
+    assert all("died while it read video 7" in fault for fault in loader.faults)
+    assert given_up == [(0, 7)]
 
 
 def test_a_broken_connection_in_a_process_is_no_death() -> None:
