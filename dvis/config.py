@@ -212,8 +212,8 @@ def _add_inference(cfg: CfgNode) -> None:
     # (ours) Precision of the segmenter's large products at inference: "float32" (results as published),
     # "bfloat16", or "auto": bfloat16 where the hardware computes in it (NVIDIA since Ampere, CPUs with AMX).
     test.PRECISION = "float32"
-    # (ours) Back end of torch.compile ("inductor", ...) through which the segmenter goes at inference; "": it
-    # is not compiled. The first windows then take minutes.
+    # (ours) Back end of torch.compile ("inductor", ...) through which segmenter and tracker go at inference;
+    # "": they are not compiled. The first windows then take minutes.
     test.COMPILE = ""
     # (ours) VIS: what `pred_masks` holds per object - "bitmask" (`T H W` bool tensor) or "rle" (a list
     # with one COCO run-length code per frame), which needs a hundredth of the memory.

@@ -5,7 +5,7 @@ Letters: B videos, T frames, Q queries, C channels, K classes, L layers; S heads
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -148,6 +148,24 @@ class ReferringTracker(nn.Module):
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+        self._compiled_decode: Callable[..., list[Tensor]] | None = None
+
+    def compile_layers(self, backend: str) -> None:
+        """Let frames go through ``torch.compile``'d layers in eval mode.
+
+        Args:
+            backend: of ``torch.compile``.
+        """
+        compiled = torch.compile(self._decode, backend=backend)
+
+        def decode(
+            x: Tensor, joint: _JointAttention, keys: Tensor, values: Tensor, reference: Tensor | None
+        ) -> list[Tensor]:
+            # Strides of slices differ with the window's length, which would then be compiled for itself.
+            x, keys, values = (y.clone(memory_format=torch.contiguous_format) for y in (x, keys, values))
+            return compiled(x, joint, keys, values, reference)
+
+        self._compiled_decode = decode
 
     def forward(
         self, queries: Tensor, state: TrackerState | None = None
@@ -172,11 +190,12 @@ class ReferringTracker(nn.Module):
         joint = self._joint_attention()
         keys, values = joint.memory(queries)
 
+        decode = (not self.training and self._compiled_decode) or self._decode
         outputs: list[list[Tensor]] = []  # per frame the last layer, in training every layer: B Q C
         reference = None if state is None else state.output
         for t in range(queries.shape[1]):
             start = self._start(queries[:, t], aligned[:, t], reference)
-            layers = self._decode(start, joint, keys[t], values[t], reference)
+            layers = decode(start, joint, keys[t], values[t], reference)
             reference = layers[-1]
             outputs.append(layers if self.training else layers[-1:])
 

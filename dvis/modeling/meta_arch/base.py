@@ -49,7 +49,7 @@ class InferenceSettings:
         window_size: frames that are segmented together.
         refine_over: what the refiner sees, ``video`` or ``window``.
         precision: of the segmenter, see ``dvis.inference.precision``.
-        compile_backend: of ``torch.compile``, which the segmenter then goes through; empty: not compiled.
+        compile_backend: of ``torch.compile``, for segmenter and tracker; empty: they are not compiled.
         postprocess: what is kept of a video.
         store: memory budgets.
     """

@@ -98,7 +98,7 @@ class DVIS_online(VideoModel):
 def build_tracker(cfg: CfgNode) -> ReferringTracker:
     """The tracker that ``MODEL.TRACKER`` describes, with the segmenter's widths."""
     settings = cfg.MODEL.TRACKER
-    return ReferringTracker(
+    tracker = ReferringTracker(
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         hidden_dim=cfg.MODEL.MASK_FORMER.HIDDEN_DIM,
         mask_dim=cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
@@ -109,6 +109,9 @@ def build_tracker(cfg: CfgNode) -> ReferringTracker:
         cross_attention=settings.CROSS_ATTENTION,
         matching=settings.MATCHING,
     )
+    if backend := cfg.MODEL.MASK_FORMER.TEST.COMPILE:
+        tracker.compile_layers(backend)
+    return tracker
 
 
 def _in_slot_order(segmented: SegmenterOutput, linked: LinkedOutput) -> tuple[Tensor, Tensor]:

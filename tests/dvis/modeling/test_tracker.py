@@ -139,6 +139,21 @@ def test_equals_the_plain_form_and_its_gradients() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def test_compiled_layers_give_the_same() -> None:
+    plain, tracker = small_tracker().eval(), small_tracker().eval()
+    torch._dynamo.reset()
+    tracker.compile_layers("aot_eager")
+    state = compiled_state = None
+    with torch.no_grad():
+        for window in random_queries(1, 9, 5, 16).split([3, 5, 1], dim=1):
+            expected, state = plain(window, state)
+            found, compiled_state = tracker(window, compiled_state)
+            torch.testing.assert_close(found.queries, expected.queries)
+    # The first frame, which refers to itself, and the others: not one per frame or window.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert tracker.state_dict().keys() == plain.state_dict().keys()
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     tracker = small_tracker().train()
     linked, _ = tracker(random_queries(1, 3, 4, 16))
