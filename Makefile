@@ -10,7 +10,7 @@ DEMO := output/demo
 DEMO_SEED ?= 0
 DEMO_VIDEO ?= val_0005
 
-.PHONY: help install ops demo demo-train test lint test-slow test-gpu clean
+.PHONY: help install ops demo demo-train test lint test-slow test-gpu bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -44,6 +44,19 @@ test-slow: install
 # make test-gpu    the tests marked gpu
 test-gpu: install ops
 	$(RUN) -m pytest -m gpu
+
+# make bench    time and memory of everything, on the GPU if there is one (half an hour on two cores);
+#               VIDEO=clip.mp4 also from the file to the masks
+bench: install ops
+	mkdir -p output/bench
+	$(RUN) benchmarks/ms_deform_attn.py
+	$(RUN) benchmarks/run.py inference --json output/bench/inference.json
+	$(RUN) benchmarks/run.py pair inference --b MODEL.MASK_FORMER.TEST.PRECISION=auto --json output/bench/precision.json
+	$(RUN) benchmarks/run.py memory --modes online offline --frames 20 120 --repeats 1 --json output/bench/memory.json
+	$(RUN) benchmarks/run.py training --json output/bench/training.json
+	$(RUN) benchmarks/run.py profile inference --modes online
+	$(RUN) benchmarks/run.py profile training --modes online offline
+	$(if $(VIDEO),$(RUN) benchmarks/run.py end-to-end --input $(VIDEO) --json output/bench/end_to_end.json)
 
 demo: install
 	$(RUN) datasets/generate_toy.py --level occluded --num-train 0 --num-val 10 --seed $(DEMO_SEED) \
