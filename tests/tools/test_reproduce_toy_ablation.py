@@ -109,7 +109,7 @@ def test_iterations_are_scaled_and_other_settings_refused(
     arguments = ["--seeds", "0", "--only", "modes", "--iterations-scale", "0.1"]
     assert run(tmp_path, program, *arguments, "--opts", "SOLVER.BASE_LR", "0.1") == 0
     trainings = [command for command in program.commands if "--resume" in command]
-    assert [option(c, "SOLVER.MAX_ITER") for c in trainings] == ["150", "100", "60"]
+    assert [option(c, "SOLVER.MAX_ITER") for c in trainings] == ["150", "200", "60"]
     assert {option(c, "SOLVER.WARMUP_ITERS") for c in trainings} == {"10"}
     assert {option(c, "SOLVER.BASE_LR") for c in program.commands} == {"0.1"}
     assert "0.1 times the default number of iterations" in (tmp_path / "ablation.md").read_text()
