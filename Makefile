@@ -8,7 +8,7 @@ DEMO := output/demo
 
 # A video of the occluded level: its seed and its number.
 DEMO_SEED ?= 0
-DEMO_VIDEO ?= val_0005
+DEMO_VIDEO ?= val_0000
 
 .PHONY: help install ops demo demo-train test lint test-slow test-gpu bench clean
 
