@@ -142,6 +142,7 @@ def test_equals_the_plain_form_and_its_gradients() -> None:
 def test_compiled_layers_give_the_same() -> None:
     plain, tracker = small_tracker().eval(), small_tracker().eval()
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     tracker.compile_layers("aot_eager")
     state = compiled_state = None
     with torch.no_grad():
