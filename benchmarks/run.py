@@ -642,7 +642,7 @@ def plot_complexity(measured: Sequence[dict[str, Any]], path: Path) -> None:
             for mode in dict.fromkeys(m["mode"] for m in measured):
                 points = [(m["value"], m[key]) for m in measured if (m["mode"], m["axis"]) == (mode, axis)]
                 panel.plot(*zip(*points, strict=True), marker="o", label=mode)
-            panel.set(xlabel=axis, ylabel=label, ylim=(0, None))
+            panel.set(xlabel=axis, ylabel=label, ylim=(0, 1.05 * panel.get_ylim()[1]))
     panels[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
