@@ -75,6 +75,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     words = f"end-to-end --modes minvis --input {tmp_path / 'clip.mp4'}"
     (measured,), _ = run(words, tmp_path)
     assert measured["total"] > 0
+    assert measured["drawing"] > 0
 
 
 def test_training(tmp_path: Path) -> None:
