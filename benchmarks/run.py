@@ -250,7 +250,8 @@ def measure_end_to_end(spec: dict[str, Any]) -> dict[str, Any]:
         draw_result(frame, result, frame_masks(result, t), threshold=0.0)
         drawing += time.perf_counter() - begin
     times = {"total": seconds, CPU: cpu, "drawing": drawing}
-    return {**{name: value / result.num_frames for name, value in times.items()}, **peaks()}
+    per_frame = {name: value / result.num_frames for name, value in times.items()}
+    return {"frames": result.num_frames, **per_frame, **peaks()}
 
 
 def measure_training(spec: dict[str, Any]) -> dict[str, Any]:

@@ -119,9 +119,8 @@ def _inner_point(mask: np.ndarray) -> tuple[int, int]:
     """The pixel ``(x, y)`` of the mask that is farthest from its border: a label there touches the object."""
     import cv2
 
-    ys, xs = np.nonzero(mask)
-    top, left = int(ys.min()), int(xs.min())
-    crop = mask[top : ys.max() + 1, left : xs.max() + 1]
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    crop = mask[top : top + height, left : left + width]
     distance = cv2.distanceTransform(np.pad(crop, 1).astype(np.uint8), cv2.DIST_L2, 3)
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
     return left + int(x) - 1, top + int(y) - 1
