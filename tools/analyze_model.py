@@ -124,6 +124,11 @@ def _deformable_macs(inputs: list[Any], outputs: list[Any]) -> int:
     return 5 * _product(_shape(inputs[3])[:-1]) * _shape(inputs[0])[-1]
 
 
+def _fused_deformable_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """The same from value ``B S M D`` and logits ``B Lq M*L*P``; offsets and softmax are part of the op."""
+    return 5 * _product(_shape(inputs[5])) * _shape(inputs[0])[-1]
+
+
 def _batched_macs(inputs: list[Any], outputs: list[Any]) -> int:
     """``baddbmm(bias, B n k, B k m)``."""
     return _product(_shape(inputs[1])) * _shape(inputs[2])[-1]
@@ -133,6 +138,7 @@ HANDLES = {
     "aten::scaled_dot_product_attention": _attention_macs,
     "aten::baddbmm": _batched_macs,
     "dvis::ms_deform_attn": _deformable_macs,
+    "dvis::ms_deform_attn_cpp_from_offsets": _fused_deformable_macs,
 }
 # Words in the name of an operator that has products; one of these must not go uncounted.
 _PRODUCTS = ("mm", "matmul", "conv", "linear", "einsum", "attention", "attn", "bilinear", "dot")
