@@ -176,8 +176,8 @@ def _add_frozen(cfg: CfgNode) -> None:
     # (ours) Frames of a clip that pass through it together. Fewer need less memory; losses do not depend on
     # it.
     cfg.MODEL.MASK_FORMER.FROZEN.WINDOW_SIZE = 4
-    # (ours) Precision of its large products: as MODEL.MASK_FORMER.TEST.PRECISION. Anything but "float32" is
-    # faster, and tracker and refiner learn from slightly other queries than as published.
+    # (ours) Precision of its large products: as MODEL.MASK_FORMER.TEST.PRECISION. With anything but "float32"
+    # tracker and refiner learn from slightly other queries than as published.
     cfg.MODEL.MASK_FORMER.FROZEN.PRECISION = "float32"
     # (ours) Memory of each process, in 2**30 bytes, for what it said of frames; one that comes again with the
     # same pixels is not segmented again. Pays where augmentation gives few forms of a frame. 0: nothing is

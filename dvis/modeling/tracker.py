@@ -156,16 +156,8 @@ class ReferringTracker(nn.Module):
         Args:
             backend: of ``torch.compile``.
         """
-        compiled = torch.compile(self._decode, backend=backend)
-
-        def decode(
-            x: Tensor, joint: _JointAttention, keys: Tensor, values: Tensor, reference: Tensor | None
-        ) -> list[Tensor]:
-            # Strides of slices differ with the window's length, which would then be compiled for itself.
-            x, keys, values = (y.clone(memory_format=torch.contiguous_format) for y in (x, keys, values))
-            return compiled(x, joint, keys, values, reference)
-
-        self._compiled_decode = decode
+        # The function, not the bound method: a copy of the tracker then runs its own layers.
+        self._compiled_decode = torch.compile(ReferringTracker._decode, backend=backend)
 
     def forward(
         self, queries: Tensor, state: TrackerState | None = None
@@ -190,12 +182,11 @@ class ReferringTracker(nn.Module):
         joint = self._joint_attention()
         keys, values = joint.memory(queries)
 
-        decode = (not self.training and self._compiled_decode) or self._decode
         outputs: list[list[Tensor]] = []  # per frame the last layer, in training every layer: B Q C
         reference = None if state is None else state.output
         for t in range(queries.shape[1]):
             start = self._start(queries[:, t], aligned[:, t], reference)
-            layers = decode(start, joint, keys[t], values[t], reference)
+            layers = self._decode_frame(start, joint, keys[t], values[t], reference)
             reference = layers[-1]
             outputs.append(layers if self.training else layers[-1:])
 
@@ -243,6 +234,16 @@ class ReferringTracker(nn.Module):
         if self.initial_value == "zero":
             return torch.zeros_like(frame)
         return reference if self.initial_value == "previous" else aligned
+
+    def _decode_frame(
+        self, x: Tensor, joint: _JointAttention, keys: Tensor, values: Tensor, reference: Tensor | None
+    ) -> list[Tensor]:
+        """Call :meth:`_decode`, compiled if that is wanted."""
+        if self.training or self._compiled_decode is None:
+            return self._decode(x, joint, keys, values, reference)
+        # Strides of slices differ with the window's length, which would then be compiled for itself.
+        x, keys, values = (y.clone(memory_format=torch.contiguous_format) for y in (x, keys, values))
+        return self._compiled_decode(self, x, joint, keys, values, reference)
 
     def _decode(
         self, x: Tensor, joint: _JointAttention, keys: Tensor, values: Tensor, reference: Tensor | None
