@@ -84,10 +84,8 @@ def test_losses_and_gradients_do_not_depend_on_the_cache(mode: str) -> None:
     found = []
     for gigabytes in (0.0, 0.5):
         # Without the cache also one frame at a time: then the segmenter's outputs are equal to the last bit.
-        settings = {"CACHE_GB": gigabytes, "WINDOW_SIZE": 1}
-        pairs = [
-            word for key, value in settings.items() for word in (f"MODEL.MASK_FORMER.FROZEN.{key}", value)
-        ]
+        frozen = "MODEL.MASK_FORMER.FROZEN"
+        pairs = (f"{frozen}.CACHE_GB", gigabytes, f"{frozen}.WINDOW_SIZE", 1)
         model: Any = tiny_model(mode, *pairs).train()
         for _ in range(2):  # the second time from memory
             torch.manual_seed(0)
