@@ -5,9 +5,9 @@ Accepted are ten times the differences that the original shows against itself wh
 one unit in the last place (``implementation_noise``), and 2e-3 (relative) in training.
 
 Models decide by comparing: masked attention thresholds mask logits, training points are chosen, ReLUs cut at
-zero. Where a comparison is a tie but for rounding, the other decision changes results by far more
-than rounding does. A comparison of results that misses by no more than that is repeated with every weight
-moved by one unit in the last place; an error of ours would not go away by that.
+zero. Where a comparison is a tie but for rounding, the other decision changes results by far more than
+rounding does. Results that miss by no more than that are compared again with every weight moved by one unit
+in the last place; an error of ours would not go away by that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MARGIN = 10
 NUM_TRIALS = 6
 FLIPPED_MEDIAN = 0.1  # a flipped logit leaves the median difference below this
 STEP_TOLERANCE = 2e-3  # relative, of losses and of norms of gradients
-FLIPPED_STEP = 5e-3  # a tie moves norms of gradients by less (losses by nothing that matters): 2.2e-3 was seen
+FLIPPED_STEP = 5e-3  # a tie moves norms of gradients by less, losses hardly: 2.2e-3 was seen
 
 
 def build_golden_model(meta: dict[str, Any], overrides: Sequence[Any] = ()) -> nn.Module:
