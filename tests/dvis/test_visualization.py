@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvis.visualization import draw_instances, draw_panoptic, draw_semantic, track_color
+from dvis.visualization import _blend, draw_instances, draw_panoptic, draw_semantic, track_color
 
 
 @pytest.fixture
@@ -32,6 +32,16 @@ def test_only_masked_pixels_change(frame: np.ndarray) -> None:
     assert (drawn[40:] == 100).all()
     inside = drawn[15:25, 15:35].reshape(-1, 3)
     assert np.abs(inside - (50 + np.array(track_color(3)) / 2)).max() <= 1
+
+
+def test_every_value_is_tinted_as_by_arithmetic() -> None:
+    frame = np.arange(256, dtype=np.uint8).repeat(3 * 10).reshape(60, 128, 1).repeat(3, axis=2)
+    mask = np.random.default_rng(0).random(frame.shape[:2]) < 0.3
+    drawn = frame.copy()
+    _blend(drawn, mask.view(np.uint8), (3, 200, 77), 0.4)
+    expected = np.where(mask[..., None], 0.6 * frame + 0.4 * np.array([3, 200, 77]), frame)
+    assert np.abs(drawn - expected).max() <= 0.5 + 1e-4
+    assert (drawn[~mask] == frame[~mask]).all()
 
 
 def test_first_instance_is_on_top(frame: np.ndarray) -> None:
