@@ -65,6 +65,27 @@ def test_shipped_files_are_small_and_load() -> None:
         load_weights(build_model(cfg), path, complete=True)
 
 
+def test_model_zoo_names_the_scores_that_are_shipped() -> None:
+    scores = json.loads((program.FOLDER / "scores.json").read_text())
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in (program.ROOT / "MODEL_ZOO.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    named, header = set(), rows[0]
+    for row in rows:
+        if row[0] == "weights":
+            header = row
+        elif f"{row[0]}.pth" in scores:
+            (expected,) = scores[f"{row[0]}.pth"].values()
+            columns = {"AP heavily occluded" if key == "APho" else key: v for key, v in expected.items()}
+            found = {title: cell for title, cell in zip(header, row, strict=True) if title in columns}
+            assert len(found) >= 2
+            assert found == {title: f"{columns[title]:.1f}" for title in found}
+            named.add(f"{row[0]}.pth")
+    assert named == set(scores)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_reproduce_their_scores(
