@@ -183,6 +183,9 @@ def _add_frozen(cfg: CfgNode) -> None:
     # same pixels is not segmented again. Pays where augmentation gives few forms of a frame. 0: nothing is
     # remembered.
     cfg.MODEL.MASK_FORMER.FROZEN.CACHE_GB = 0.0
+    # (ours) Folder where it is also kept, for other processes and trainings with the same segmenter; it is
+    # never emptied. "": nowhere.
+    cfg.MODEL.MASK_FORMER.FROZEN.CACHE_DIR = ""
 
 
 def _add_inference(cfg: CfgNode) -> None:

@@ -13,6 +13,8 @@ each evaluation, with what there is.
 
     <output>/seed<S>/<training>/model_final.pth     one folder per training, as tools/train_stages.py has it
     <output>/seed<S>/<evaluation>.json              scores, and what they are of
+    <output>/frozen_segmenter                       its outputs for all trainings (3 GB per segmenter); may be
+                                                    removed at any time
 """
 
 from __future__ import annotations
@@ -294,6 +296,8 @@ class Ablation:
         weights = self.weights(training, seed)
         command = self._program(training, "--resume")
         command += [*self.settings(training, seed), "OUTPUT_DIR", str(weights.parent), "DATASETS.TEST", "()"]
+        # All trainings see the same frames.
+        command += ["MODEL.MASK_FORMER.FROZEN.CACHE_DIR", str(self.output / "frozen_segmenter")]
         if training.parent is not None:
             command += ["MODEL.WEIGHTS", str(self.weights(training.parent, seed))]
         return self.run(command)

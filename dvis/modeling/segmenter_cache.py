@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,22 +29,30 @@ class SegmenterCache:
     product may depend on how many are computed together, and what is remembered must not depend on what came
     before, or a resumed training would not be the same.
 
-    Memory is one process's main memory; when it is full, further frames are segmented every time.
+    Memory is one process's main memory; when it is full, further frames are segmented every time, or read
+    from the folder if there is one. Processes and trainings share a folder: each segmenter has a part of its
+    own in it, which is named after what the segmenter makes of a fixed frame, so that other weights, another
+    precision or changed code are never taken for it.
     """
 
-    def __init__(self, max_gigabytes: float) -> None:
+    def __init__(self, max_gigabytes: float, folder: str | os.PathLike[str] | None = None) -> None:
         """
         Args:
-            max_gigabytes: what the remembered tensors may take, in 2**30 bytes.
+            max_gigabytes: what the remembered tensors may take in memory, in 2**30 bytes.
+            folder: where they are also kept, one file per frame, without a limit; None: nowhere.
 
         Raises:
-            ValueError: if it is not positive.
+            ValueError: if the memory is negative.
         """
-        if max_gigabytes <= 0:
-            raise ValueError(f"MODEL.MASK_FORMER.FROZEN.CACHE_GB must be positive, not {max_gigabytes}")
+        if max_gigabytes < 0:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.FROZEN.CACHE_GB must not be negative, but is {max_gigabytes}"
+            )
         self.max_bytes = int(max_gigabytes * 2**30)
         self.num_bytes = 0
-        self._known: dict[bytes, tuple[Tensor, ...]] = {}
+        self._folder = None if folder is None else Path(folder)
+        self._own_folder: Path | None = None
+        self._known: dict[str, tuple[Tensor, ...]] = {}
         self._is_full = False
 
     def __len__(self) -> int:
@@ -57,13 +68,18 @@ class SegmenterCache:
         Returns:
             Logits, queries, mask features and mask embeddings, without gradient.
         """
+        if self._folder is not None and self._own_folder is None:
+            self._own_folder = self._folder / _name_of(segment, frames.device)
+            self._own_folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for frame in frames.flatten(0, 1):
             key = _content(frame)
             values = self._known.get(key)
             if values is None:
-                output = segment(frame[None, None])
-                values = tuple(getattr(output, name)[0, 0].detach().cpu() for name in _PARTS)
+                values = self._read(key)
+                if values is None:
+                    values = _outputs(segment, frame)
+                    self._write(key, values)
                 self._remember(key, values)
             rows.append(values)
         stacked = (
@@ -72,10 +88,10 @@ class SegmenterCache:
         )
         return SegmenterOutput(masks=None, **dict(zip(_PARTS, stacked, strict=True)))
 
-    def _remember(self, key: bytes, values: tuple[Tensor, ...]) -> None:
+    def _remember(self, key: str, values: tuple[Tensor, ...]) -> None:
         size = sum(value.nbytes for value in values)
         if self.num_bytes + size > self.max_bytes:
-            if not self._is_full:
+            if not self._is_full and self._own_folder is None:
                 logger.warning(
                     "MODEL.MASK_FORMER.FROZEN.CACHE_GB is used up after %d frames; further ones are "
                     "segmented again each time",
@@ -86,10 +102,53 @@ class SegmenterCache:
         self._known[key] = values
         self.num_bytes += size
 
+    def _read(self, key: str) -> tuple[Tensor, ...] | None:
+        """What the folder has of a frame; None if it has nothing that can be read."""
+        if self._own_folder is None:
+            return None
+        path = self._own_folder / f"{key}.pt"
+        try:
+            return tuple(torch.load(path, weights_only=True))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # torch.load raises all kinds of errors for a damaged file
+            logger.warning("%s cannot be read (%r); the frame is segmented again", path, error)
+            return None
 
-def _content(frame: Tensor) -> bytes:
+    def _write(self, key: str, values: tuple[Tensor, ...]) -> None:
+        if self._own_folder is None:
+            return
+        # Complete or absent, but not flushed to the disk at once: a lost file is only made again.
+        handle, temporary = tempfile.mkstemp(dir=self._own_folder, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(values, file)
+            os.replace(temporary, self._own_folder / f"{key}.pt")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _outputs(segment: Callable[[Tensor], SegmenterOutput], frame: Tensor) -> tuple[Tensor, ...]:
+    output = segment(frame[None, None])
+    # Copies, so that no more than the frame's part is kept and written.
+    return tuple(getattr(output, name)[0, 0].detach().cpu().clone() for name in _PARTS)
+
+
+def _name_of(segment: Callable[[Tensor], SegmenterOutput], device: torch.device) -> str:
+    """A name for what the segmenter computes, down to the last bit."""
+    frame = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))
+    digest = hashlib.blake2b(digest_size=8)
+    for values in _outputs(segment, frame.to(device)):
+        digest.update(_bytes(values))
+    return digest.hexdigest()
+
+
+def _content(frame: Tensor) -> str:
     """A digest of the frame's size and pixels."""
-    pixels = frame.detach().cpu().contiguous()
-    digest = hashlib.blake2b(str(tuple(pixels.shape)).encode(), digest_size=16)
-    digest.update(pixels.numpy().data)
-    return digest.digest()
+    digest = hashlib.blake2b(str(tuple(frame.shape)).encode(), digest_size=16)
+    digest.update(_bytes(frame.detach().cpu()))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

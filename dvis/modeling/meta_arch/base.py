@@ -103,13 +103,14 @@ class FrozenSettings:
     Attributes:
         window_size: frames that are segmented together.
         precision: see ``dvis.inference.precision``.
-        cache_gb: memory for what it said of frames, in 2**30 bytes, see ``SegmenterCache``; 0: nothing is
-            remembered.
+        cache_gb: memory for what it said of frames, in 2**30 bytes, see ``SegmenterCache``.
+        cache_dir: folder where that is also kept; with no memory and no folder nothing is remembered.
     """
 
     window_size: int = 4
     precision: str = "float32"
     cache_gb: float = 0.0
+    cache_dir: str = ""
 
     def __post_init__(self) -> None:
         if self.window_size < 1:
@@ -194,8 +195,8 @@ class VideoModel(nn.Module):
         self.non_finite = non_finite
         self.loss_per_clip = loss_per_clip
         self.frozen_segmenter = frozen_segmenter or FrozenSettings()
-        memory = self.frozen_segmenter.cache_gb
-        self.segmenter_cache = SegmenterCache(memory) if memory else None
+        memory, folder = self.frozen_segmenter.cache_gb, self.frozen_segmenter.cache_dir
+        self.segmenter_cache = SegmenterCache(memory, folder or None) if memory or folder else None
         # Told of each batch that is not finite, the error, and whether the batch is skipped; may raise.
         self.on_non_finite: Callable[[Sequence[Mapping[str, Any]], NonFiniteError, bool], None] | None = None
         self.pixel_mean: Tensor
@@ -258,6 +259,7 @@ class VideoModel(nn.Module):
                 window_size=settings.FROZEN.WINDOW_SIZE,
                 precision=settings.FROZEN.PRECISION,
                 cache_gb=settings.FROZEN.CACHE_GB,
+                cache_dir=settings.FROZEN.CACHE_DIR,
             ),
         }
 
