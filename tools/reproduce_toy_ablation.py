@@ -121,6 +121,7 @@ def build_tables() -> dict[str, Table]:
     starts = ("zero", "previous", "segmenter")
     window = ("MODEL.MASK_FORMER.TEST.REFINE_OVER", "window", "MODEL.MASK_FORMER.TEST.WINDOW_SIZE")
     matched = Row("matched", online)
+    standard = ("MODEL.TRACKER.CROSS_ATTENTION", "standard")
     return {
         "modes": Table(
             "MinVIS, online, offline (paper, table 5)",
@@ -141,12 +142,22 @@ def build_tables() -> dict[str, Table]:
             tuple(("matched", start, "AP") for start in starts),
         ),
         "cross_attention": Table(
-            "Cross attention of the tracker (paper, table 7)",
+            "Cross attention of the tracker, and where its output starts (paper, table 7)",
             (
-                Row("standard", tracker("standard", "MODEL.TRACKER.CROSS_ATTENTION", "standard")),
-                Row("referring", online),
+                *(
+                    Row(
+                        f"standard, {start}",
+                        tracker(f"standard_{start}", *standard, "MODEL.TRACKER.INITIAL_VALUE", start),
+                    )
+                    for start in ("previous", "segmenter")
+                ),
+                Row("standard, matched", tracker("standard", *standard)),
+                Row("referring, matched", online),
             ),
-            (("referring", "standard", "AP"),),
+            tuple(
+                ("referring, matched", f"standard, {start}", "AP")
+                for start in ("previous", "segmenter", "matched")
+            ),
         ),
         "matching": Table(
             "Permutation by which queries are put in order (published weights: inverse)",
