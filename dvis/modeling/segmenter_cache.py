@@ -52,6 +52,7 @@ class SegmenterCache:
         self.num_bytes = 0
         self._folder = None if folder is None else Path(folder)
         self._own_folder: Path | None = None
+        self._is_writable = True
         self._known: dict[str, tuple[Tensor, ...]] = {}
         self._is_full = False
 
@@ -116,16 +117,21 @@ class SegmenterCache:
             return None
 
     def _write(self, key: str, values: tuple[Tensor, ...]) -> None:
-        if self._own_folder is None:
+        if self._own_folder is None or not self._is_writable:
             return
-        # Complete or absent, but not flushed to the disk at once: a lost file is only made again.
-        handle, temporary = tempfile.mkstemp(dir=self._own_folder, suffix=".tmp")
+        temporary = None
         try:
+            # Complete or absent, but not flushed to the disk at once: a lost file is only made again.
+            handle, temporary = tempfile.mkstemp(dir=self._own_folder, suffix=".tmp")
             with os.fdopen(handle, "wb") as file:
                 torch.save(values, file)
             os.replace(temporary, self._own_folder / f"{key}.pt")
+        except (OSError, RuntimeError) as error:  # a full disk may come as either
+            logger.warning("%s takes no more frames: %s", self._own_folder, error)
+            self._is_writable = False
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
 
 
 def _outputs(segment: Callable[[Tensor], SegmenterOutput], frame: Tensor) -> tuple[Tensor, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,21 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureF
         assert segmenter.num_frames == (3 if is_damaged else 1)
         assert ("cannot be read" in caplog.text) == is_damaged
     assert sorted(tmp_path.glob("*/*")) == files, "nothing is left behind"
+
+
+def test_a_full_disk_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    frames = torch.rand(1, 3, 3, 6, 7)
+    monkeypatch.setattr(torch, "save", fail)
+    assert_equal(SegmenterCache(1.0, tmp_path)(Segmenter(), frames), Segmenter()(frames), tolerance=1e-5)
+    assert [record.message for record in caplog.records] == [
+        f"{next(tmp_path.iterdir())} takes no more frames: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
+    ]
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_the_folder_takes_over_when_the_memory_is_full(
