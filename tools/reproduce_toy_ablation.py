@@ -369,8 +369,8 @@ class Ablation:
             for title, results in found.items():
                 cells = [_mean_and_spread([r[key] for r in results.values()]) for key in METRICS]
                 lines.append(f"| {title} | {' | '.join(cells)} | {len(results)} |")
-            claims = [_judge(found, *claim) for claim in table.claims]
-            lines += ["", *claims] if any(claims) else []
+            claims = [text for claim in table.claims if (text := _judge(found, *claim))]
+            lines += ["", *claims] if claims else []
         return "\n".join(line for line in lines if line is not None) + "\n"
 
     def write_report(self, tables: Sequence[Table], seeds: Sequence[int]) -> None:
