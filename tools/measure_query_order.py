@@ -4,8 +4,9 @@
     python tools/measure_query_order.py configs/toy/MinVIS_toy_occluded.yaml \\
         MODEL.WEIGHTS checkpoints/toy/MinVIS_toy_occluded.pth
 
-In the DATASETS.TEST videos each frame's queries are matched to those of the frame before. Printed is the share
-of queries that are matched to the one of the same number: of all, and of those that are sure to see an object.
+In the DATASETS.TEST videos each frame's queries are matched to those of the frame before. Printed is the
+share of queries that are matched to the one of the same number: of all, and of those that are sure to see an
+object.
 """
 
 from __future__ import annotations
