@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         cfg = dvis.load_config(args.config, args.opts)
         use_available_device(cfg)
         model: Any = build_model(cfg).eval()
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
         for name in cfg.DATASETS.TEST:
             for (video,) in tqdm(VideoTrainer.build_test_loader(cfg, name), desc=name, disable=None):
                 if len(video["image"]) > 1:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dvis.data.files import atomic_path
 from dvis.modeling.structures import SegmenterOutput
 
 __all__ = ["SegmenterCache"]
@@ -119,19 +119,13 @@ class SegmenterCache:
     def _write(self, key: str, values: tuple[Tensor, ...]) -> None:
         if self._own_folder is None or not self._is_writable:
             return
-        temporary = None
         try:
-            # Complete or absent, but not flushed to the disk at once: a lost file is only made again.
-            handle, temporary = tempfile.mkstemp(dir=self._own_folder, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                torch.save(values, file)
-            os.replace(temporary, self._own_folder / f"{key}.pt")
+            # Not flushed: a file that a power cut damages is only made again.
+            with atomic_path(self._own_folder / f"{key}.pt", flush=False) as temporary:
+                torch.save(values, temporary)
         except (OSError, RuntimeError) as error:  # a full disk may come as either
             logger.warning("%s takes no more frames: %s", self._own_folder, error)
             self._is_writable = False
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
 
 
 def _outputs(segment: Callable[[Tensor], SegmenterOutput], frame: Tensor) -> tuple[Tensor, ...]:
