@@ -144,6 +144,9 @@ def _add_tracker(cfg: CfgNode) -> None:
     # (ours) Query of the cross attention (paper, table 7): "referring", the previous frame's output;
     # "standard", the running output itself.
     cfg.MODEL.TRACKER.CROSS_ATTENTION = "referring"
+    # (ours) True puts every frame's queries in a random order before they are linked, in training and at
+    # inference: what still links objects then is not the segmenter's order of queries.
+    cfg.MODEL.TRACKER.SHUFFLE_QUERIES = False
     # (ours) Share of the schedule in which the tracker's objects are assigned by the segmenter's
     # predictions (paper, equation 4) instead of its own.
     cfg.MODEL.TRACKER.GUIDED_FRACTION = 0.5

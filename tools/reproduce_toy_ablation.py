@@ -122,6 +122,7 @@ def build_tables() -> dict[str, Table]:
     window = ("MODEL.MASK_FORMER.TEST.REFINE_OVER", "window", "MODEL.MASK_FORMER.TEST.WINDOW_SIZE")
     matched = Row("matched", online)
     standard = ("MODEL.TRACKER.CROSS_ATTENTION", "standard")
+    shuffled = ("MODEL.TRACKER.SHUFFLE_QUERIES", "True")
     return {
         "modes": Table(
             "MinVIS, online, offline (paper, table 5)",
@@ -158,6 +159,26 @@ def build_tables() -> dict[str, Table]:
                 ("referring, matched", f"standard, {start}", "AP")
                 for start in ("previous", "segmenter", "matched")
             ),
+        ),
+        "shuffled": Table(
+            "The same with the segmenter's queries shuffled in every frame",
+            (
+                *(
+                    Row(
+                        f"{attention}, {start}",
+                        tracker(
+                            f"{attention}_{start}_shuffled",
+                            *("MODEL.TRACKER.CROSS_ATTENTION", attention),
+                            *("MODEL.TRACKER.INITIAL_VALUE", start),
+                            *shuffled,
+                        ),
+                    )
+                    for attention, start in (("standard", "segmenter"), ("referring", "segmenter"))
+                ),
+                Row("standard, matched, shuffled only here", tracker("standard", *standard), shuffled),
+                Row("referring, matched, shuffled only here", online, shuffled),
+            ),
+            (("referring, segmenter", "standard, segmenter", "AP"),),
         ),
         "matching": Table(
             "Permutation by which queries are put in order (published weights: inverse)",

@@ -101,6 +101,7 @@ class ReferringTracker(nn.Module):
         initial_value: str = "matched",
         cross_attention: str = "referring",
         matching: str = "inverse",
+        shuffle_queries: bool = False,
     ) -> None:
         """
         Args:
@@ -118,6 +119,8 @@ class ReferringTracker(nn.Module):
                 table 7).
             matching: ``inverse`` permutation as in the published DVIS weights, or ``forward`` (MinVIS,
                 DVIS++).
+            shuffle_queries: put every frame's queries in a random order first, so that their order carries
+                no identity: tells what the links are due to.
 
         Raises:
             ValueError: for a setting that is not one of the above.
@@ -136,6 +139,7 @@ class ReferringTracker(nn.Module):
         self.initial_value = initial_value
         self.refers = cross_attention == "referring"
         self.match_inverse = matching == "inverse"
+        self.shuffle_queries = shuffle_queries
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
         )
@@ -177,6 +181,9 @@ class ReferringTracker(nn.Module):
         """
         if queries.dim() != 4 or queries.shape[1] == 0:
             raise ValueError(f"queries must be `B T Q C` with T >= 1, got shape {tuple(queries.shape)}")
+        if self.shuffle_queries:
+            shuffled = torch.rand(queries.shape[:3], device=queries.device).argsort(-1)
+            queries = gather_queries(queries, shuffled)
         order = match_frames(queries, None if state is None else state.aligned, inverse=self.match_inverse)
         aligned = gather_queries(queries, order)
         joint = self._joint_attention()
@@ -198,7 +205,7 @@ class ReferringTracker(nn.Module):
             logits=self.class_embed(last),
             queries=last,
             mask_embeds=self.mask_embed(last),
-            order=order,
+            order=gather_queries(shuffled, order) if self.shuffle_queries else order,
             aux=tuple((self.class_embed(layer), self.mask_embed(layer)) for layer in earlier),
         )
         return linked, TrackerState(aligned=aligned[:, -1], output=reference)

@@ -108,6 +108,7 @@ def build_tracker(cfg: CfgNode) -> ReferringTracker:
         initial_value=settings.INITIAL_VALUE,
         cross_attention=settings.CROSS_ATTENTION,
         matching=settings.MATCHING,
+        shuffle_queries=settings.SHUFFLE_QUERIES,
     )
     if backend := cfg.MODEL.MASK_FORMER.TEST.COMPILE:
         tracker.compile_layers(backend)

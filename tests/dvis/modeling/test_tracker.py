@@ -238,6 +238,32 @@ def test_forward_matching_does_not_depend_on_the_order_within_later_frames() -> 
     torch.testing.assert_close(actual.logits, expected.logits, atol=1e-12, rtol=0)
 
 
+def test_shuffled_in_every_frame() -> None:
+    # Each clip and frame is shuffled in its own way, reproducibly; `order` refers to the queries as given.
+    tracker = small_tracker(initial_value="segmenter", matching="forward", shuffle_queries=True)
+    queries = random_queries(2, 4, 7, 16).requires_grad_()
+    torch.manual_seed(0)
+    linked, state = tracker(queries)
+    orders = linked.order.flatten(0, 1)
+    assert torch.equal(orders.sort(-1).values, torch.arange(7).expand(8, 7))
+    assert not torch.equal(linked.order[:, 0], torch.arange(7).expand(2, 7))  # first frames, too
+    torch.testing.assert_close(gather_queries(queries, linked.order)[:, -1], state.aligned)
+    (gradient,) = torch.autograd.grad(linked.logits.square().sum(), queries)
+    assert gradient.abs().amin(-1).gt(0).all()
+
+    # What is matched does not depend on the order; from unmatched queries the output does.
+    first = orders.reshape(2, 4, 7)[:, :1]
+    matched, plain = (
+        small_tracker(matching="forward", shuffle_queries=True),
+        small_tracker(matching="forward"),
+    )
+    in_slots, _ = plain(torch.cat([gather_queries(queries[:, :1], first), queries[:, 1:]], dim=1))
+    torch.manual_seed(0)
+    torch.testing.assert_close(matched(queries)[0].logits, in_slots.logits, atol=1e-12, rtol=0)
+    again, _ = tracker(queries)
+    assert not torch.allclose(again.logits, linked.logits, atol=1e-3)
+
+
 def test_clips_of_a_batch_do_not_see_each_other() -> None:
     tracker = small_tracker()
     queries = random_queries(3, 4, 5, 16)
