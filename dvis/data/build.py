@@ -24,6 +24,7 @@ from dvis.data.datasets import DATASETS, DatasetSpec, get_spec
 from dvis.data.errors import BrokenDataError, MissingDataError
 from dvis.data.faults import FaultTolerantLoader, WorkerBoard, first_intact, raise_noted
 from dvis.data.mapper import ClipMapper, VideoMapper, clip_mapper_from_config
+from dvis.data.packing import pack_in_worker
 from dvis.data.readers import describe
 from dvis.data.samplers import ClipKey, ClipStream
 
@@ -176,6 +177,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> TrainLoader:
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=False,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=pack_in_worker,
         )
 
     return TrainLoader(

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dvis.data.errors import BrokenDataError, MissingDataError
+from dvis.data.packing import unpack
 
 __all__ = [
     "FAULTS_KEY",
@@ -178,7 +179,7 @@ class FaultTolerantLoader:
                 batches = _begin(self._load(position))
                 continue
             position += 1
-            yield self._checked(batch)
+            yield self._checked(unpack(batch))
 
     def summary(self) -> str:
         """What was wrong so far, in a few lines; empty if nothing was."""
