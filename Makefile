@@ -1,5 +1,5 @@
 # make demo    toy models (checkpoints/toy) side by side on a generated video
-# make test    lint, types and the default tests
+# make test    lint, types and the default tests, with the compiled op where there is a compiler
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -34,7 +34,7 @@ lint: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-test: lint
+test: lint ops
 	$(RUN) -m pytest
 
 # make test-slow    the tests marked slow
