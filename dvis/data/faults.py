@@ -131,7 +131,7 @@ class FaultTolerantLoader:
     Equal faults count once: a broken file that is drawn again in every epoch is one fault.
 
     Args:
-        load: makes a loader that starts with the batch of this number.
+        load: makes a loader that starts with the batch of this number; batches may be packed.
         start: number of the first batch.
         budget: number of different faults to go on with; beyond it the run stops.
         board: see `WorkerBoard`.

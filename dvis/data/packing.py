@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-__all__ = ["PackedBatch", "pack_in_worker", "unpack"]
+__all__ = ["PackedBatch", "pack", "pack_in_worker", "unpack"]
 
 _ALIGNMENT = 64  # bytes; what CPU kernels like best, and a multiple of every element's size
 
