@@ -698,6 +698,15 @@ def main() -> None:
     args.size = args.size or sizes.get(args.what, [360, 640])
     if args.what == "end-to-end" and not args.input:
         parser.error("end-to-end needs --input VIDEO")
+    # Said now and not after the measurement, or by a process of its own.
+    numbers = [*(args.frames or ()), *args.size, args.steps, *args.queries, *args.instances, args.repeats]
+    if min([*numbers, *args.scales]) <= 0:
+        parser.error("lengths, sizes and counts are positive")
+    if args.input and not Path(args.input).is_file():
+        parser.error(f"{args.input}: no such file")
+    for file in filter(None, (args.plot, args.json)):
+        if not Path(file).absolute().parent.is_dir():
+            parser.error(f"{file}: there is no such folder")
     where = machine()
     print("; ".join(f"{key} {value}" for key, value in where.items()) + "\n")
     special = {"profile": report_profile, "complexity": report_complexity}

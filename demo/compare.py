@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import dvis
 from dvis.api import VideoResult, VideoSegmenter
-from dvis.cli import clear_errors
+from dvis.cli import clear_errors, finite, positive, positive_int
 from dvis.comparison import Identities, Truth, compare_frames, follow, load_truth, score, write_gif
 from dvis.data.files import write_json
 from dvis.video_io import VideoError, VideoSource, open_video, open_writer
@@ -63,9 +63,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gif", type=Path, metavar="GIF", help="also write a small GIF (at most 2 MB)")
     parser.add_argument("--truth", type=Path, metavar="JSON", help="ground truth of the input folder's video")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the scores")
-    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="of instances to draw")
-    parser.add_argument("--scale", type=int, default=1, help="enlarge the output, for small videos")
-    parser.add_argument("--fps", type=float, help="frame rate of a folder of frames (default 10)")
+    parser.add_argument("--confidence-threshold", type=finite, default=0.3, help="of instances to draw")
+    parser.add_argument("--scale", type=positive_int, default=1, help="enlarge the output, for small videos")
+    parser.add_argument("--fps", type=positive, help="frame rate of a folder of frames (default 10)")
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,33 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dvis
 from dvis.api import FrameResult, VideoResult, VideoSegmenter
-from dvis.cli import clear_errors
+from dvis.cli import clear_errors, finite, positive, positive_int
 from dvis.data.files import write_json
 from dvis.rendering import best_label_per_object, class_name, draw_result, frame_masks
 from dvis.video_io import VideoError, VideoSource, open_video, open_writer
 
 logger = logging.getLogger("dvis.demo")
-
-
-def finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def positive(text: str) -> float:
-    value = finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["INPUT_ERROR", "clear_errors"]
+__all__ = ["INPUT_ERROR", "clear_errors", "finite", "positive", "positive_int"]
 
 INPUT_ERROR = 2  # exit code
 
@@ -29,3 +31,27 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
         message = error.args[0] if len(error.args) == 1 else error
         sys.stderr.write(f"error: {message}\n")
         raise SystemExit(INPUT_ERROR) from error
+
+
+def finite(text: str) -> float:
+    """A number on the command line, as ``type`` of an argparse argument."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def positive(text: str) -> float:
+    """Likewise: a number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Likewise: a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value

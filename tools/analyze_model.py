@@ -33,7 +33,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
-from dvis.cli import clear_errors
+from dvis.cli import clear_errors, positive_int
 from dvis.data.files import write_json
 from dvis.modeling.meta_arch.base import VideoModel
 from dvis.modeling.structures import predict_masks
@@ -308,7 +308,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--size", type=parse_size, help="HEIGHTxWIDTH of a frame; if not given, as in evaluation, 16 : 9"
     )
-    parser.add_argument("--frames", type=int, default=10, help="of the video for tracker and refiner (10)")
+    parser.add_argument(
+        "--frames", type=positive_int, default=10, help="of the video for tracker and refiner (10)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed runs, 0 for no times (3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers")
@@ -316,8 +318,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY value pairs, last on the line"
     )
     args = parser.parse_args(arguments)
-    if args.frames < 1 or args.repeats < 0:
-        parser.error("--frames is at least 1, --repeats at least 0")
+    if args.repeats < 0:
+        parser.error("--repeats is at least 0")
     results = {}
     for path in args.configs:
         with clear_errors():

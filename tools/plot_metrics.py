@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dvis.cli import clear_errors
+from dvis.cli import clear_errors, positive_int
 
 # What is drawn by default, where it is there: patterns of names.
 DEFAULT = [
@@ -49,13 +49,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the lines; default: the folders'")
     parser.add_argument(
-        "--smooth", type=int, default=1, metavar="N", help="mean of N points (default 1: none)"
+        "--smooth", type=positive_int, default=1, metavar="N", help="mean of N points (default 1: none)"
     )
     args = parser.parse_args(arguments)
     if args.names and len(args.names) != len(args.files):
         parser.error(f"{len(args.files)} files, but {len(args.names)} names")
-    if args.smooth < 1:
-        parser.error(f"--smooth must be at least 1, got {args.smooth}")
     return args
 
 

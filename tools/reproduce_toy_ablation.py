@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dvis
-from dvis.cli import clear_errors
+from dvis.cli import clear_errors, positive
 from dvis.data.datasets import get_spec
 from dvis.data.errors import MissingDataError
 from dvis.data.files import read_json, write_json
@@ -48,6 +48,7 @@ METRICS = {
     "AP_light": "AP light",
     "AP_medium_occ": "AP moderate",
     "AP_heavy": "AP heavy",
+    "AR10": "AR10",
 }
 
 
@@ -436,7 +437,7 @@ def main(arguments: list[str] | None = None, run: Runner = run_program) -> int:
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), help="tables")
     parser.add_argument("--level", choices=LEVELS, default="occluded", help="of the toy world")
     parser.add_argument(
-        "--iterations-scale", type=float, default=1.0, help="factor on the length of every training"
+        "--iterations-scale", type=positive, default=1.0, help="factor on the length of every training"
     )
     parser.add_argument(
         "--segmenter",

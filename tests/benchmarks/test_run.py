@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.run import STAGES, TRAINING_STAGES, StageClock, median_of, table, variant
+from benchmarks.run import STAGES, TRAINING_STAGES, StageClock, main, median_of, table, variant
 from dvis.video_io import VideoWriter
 from tests.dvis.tiny import OVERRIDES
 
@@ -53,6 +53,27 @@ def run(words: str, tmp_path: Path) -> tuple[list[dict[str, Any]], str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(file.read_text())["measured"], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("inference --frames 0", "lengths, sizes and counts are positive"),
+        ("complexity --scales 1 0", "lengths, sizes and counts are positive"),
+        ("end-to-end --input missing.mp4", "missing.mp4: no such file"),
+        ("inference --json missing/measured.json", "missing/measured.json: there is no such folder"),
+        ("complexity --plot missing/plot.png", "missing/plot.png: there is no such folder"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_measured(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
+    monkeypatch.setattr("benchmarks.run.run_once", None)  # would be the measurement
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_inference(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_other_tasks_are_drawn_but_not_scored(
     ("arguments", "overrides", "message"),
     [
         (("--truth", "none.json"), (), "none.json"),
+        (("--scale", "0"), (), "argument --scale: 0 is not positive"),
+        (("--fps", "-1"), (), "argument --fps: -1 is not positive"),
         ((), ("MODEL.NO_SUCH", "1"), "MODEL.NO_SUCH"),
     ],
 )

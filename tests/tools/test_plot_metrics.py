@@ -78,7 +78,7 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ([str(tmp_path / "no.json")], "no.json: no such file"),
         ([str(path), "--metrics", "losss"], "no metric is called losss; there are loss_ce"),
         ([str(path), "--names", "a", "b"], "1 files, but 2 names"),
-        ([str(path), "--smooth", "0"], "--smooth must be at least 1"),
+        ([str(path), "--smooth", "0"], "--smooth: 0 is not positive"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([*arguments, "--output", str(tmp_path / "a.png")])
