@@ -49,6 +49,8 @@ METRICS = {
     "AP_medium_occ": "AP moderate",
     "AP_heavy": "AP heavy",
     "AR10": "AR10",
+    "AR_light": "AR light",
+    "AR_heavy": "AR heavy",
 }
 
 
@@ -133,6 +135,9 @@ def build_tables() -> dict[str, Table]:
                 ("DVIS online", "MinVIS", "AP_heavy"),
                 ("DVIS offline", "DVIS online", "AP"),
                 ("DVIS offline", "DVIS online", "AP_heavy"),
+                ("DVIS online", "MinVIS", "AR_light"),
+                ("DVIS online", "MinVIS", "AR_heavy"),
+                ("DVIS offline", "DVIS online", "AR_heavy"),
             ),
         ),
         "initial_value": Table(
