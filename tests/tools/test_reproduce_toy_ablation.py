@@ -64,14 +64,28 @@ def test_stages_share_what_they_start_from(tmp_path: Path, capsys: pytest.Captur
     assert "| DVIS online | 100.0 ± 0.0 | 100.0 ± 0.0 |" in text
     assert "DVIS online against MinVIS, AP: +" in text
     assert "± 0.0 over 2 seeds" in text
-    assert "**holds**" in text
-    assert (
-        "DVIS offline against DVIS online, AP: +0.0 ± 0.0 over 2 seeds (+0.0, +0.0): **within the spread**"
-        in text
-    )
+    assert "AP: +0.0 ± 0.0 over 2 seeds (+0.0, +0.0): **too few seeds to tell**" in text
     numbers = json.loads((tmp_path / "ablation.json").read_text())
     (attention,) = (table for title, table in numbers.items() if title.startswith("Cross attention"))
     assert attention["standard, matched"]["3"]["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ((0.01, 0.02, 0.03), "+2.0 ± 1.0 over 3 seeds (+1.0, +2.0, +3.0): **holds**"),
+        ((-0.01, -0.02, -0.03), "-2.0 ± 1.0 over 3 seeds (-1.0, -2.0, -3.0): **reversed**"),
+        ((-0.01, 0.0, 0.02), "+0.3 ± 1.5 over 3 seeds (-1.0, +0.0, +2.0): **within the spread**"),
+        ((0.01, 0.01), "+1.0 ± 0.0 over 2 seeds (+1.0, +1.0): **too few seeds to tell**"),
+        ((0.01,), "+1.0 (one seed, so nothing is known about the spread)"),
+    ],
+)
+def test_claims_are_judged_seed_by_seed(gains: tuple[float, ...], verdict: str) -> None:
+    found = {
+        "new": {seed: {"AP": 0.5 + seed / 10 + gain} for seed, gain in enumerate(gains)},
+        "old": {seed: {"AP": 0.5 + seed / 10} for seed in range(5)},
+    }
+    assert ablation._judge(found, "new", "old", "AP") == f"* new against old, AP: {verdict}"
 
 
 def test_windows_evaluate_one_model_in_several_ways(tmp_path: Path) -> None:
@@ -147,9 +161,9 @@ def test_every_change_is_a_setting_that_exists() -> None:
     for table in ablation.build_tables().values():
         titles = [row.title for row in table.rows]
         assert len(set(titles)) == len(titles)
-        for better, worse, metric in table.claims:
-            assert {better, worse} <= set(titles)
-            assert metric in ablation.METRICS
+        assert set(table.judged_by) <= set(ablation.METRICS)
+        for claim in table.claims:
+            assert set(claim) <= set(titles)
         for row in table.rows:
             config = ablation.Ablation(Path("none"), "occluded").config(row.training)
             ablation.dvis.load_config(config, [*row.training.changes, *row.changes])
