@@ -178,4 +178,4 @@ def test_smallest_table_for_real(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "seed0" / "DVIS_Online.json").read_text())
     assert 0 <= result["stats"]["AP"] <= 1
     assert torch.load(tmp_path / "seed0/DVIS_Online_toy/model_final.pth", weights_only=True)["iteration"] == 1
-    assert "| standard |" in (tmp_path / "ablation.md").read_text()
+    assert "| standard, matched |" in (tmp_path / "ablation.md").read_text()
