@@ -72,12 +72,15 @@ class CheckpointHook(HookBase):
         iteration = self.trainer.iter
         number = self._stop.agreed()
         last = iteration + 1 >= self.trainer.max_iter
+        if last:
+            # First: a run that is killed after the periodic one has no step left in which to save this one.
+            self._save("model_final", iteration)
         if (iteration + 1) % self._period == 0 or (number and not last):
             self._save(f"model_{iteration:07d}", iteration)
             self._prune()
-        if last:
-            self._save("model_final", iteration)
-        elif number:
+            if last and comm.is_main_process():
+                self._checkpointer.tag_last_checkpoint("model_final.pth")
+        if number and not last:
             logger.warning("Stopped by a signal after step %d; --resume continues from there.", iteration)
             raise TrainingStopped(exit_code(number))
 

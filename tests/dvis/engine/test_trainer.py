@@ -53,6 +53,27 @@ def test_the_last_checkpoints_are_kept(keep: int, kept: list[int], tmp_path: Pat
     assert names == [*(f"model_{step:07d}.pth" for step in [*kept, 99]), "model_final.pth"]
 
 
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_final_weights_are_there_wherever_the_run_was_ended(
+    saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag, tagged = VideoCheckpointer.tag_last_checkpoint, []
+
+    def end_after_saves(self: VideoCheckpointer, name: str) -> None:
+        tag(self, name)
+        tagged.append(name)
+        if len(tagged) == saves:
+            raise RuntimeError("ended")
+
+    settings = {"SOLVER__MAX_ITER": 2, "SOLVER__CHECKPOINT_PERIOD": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoCheckpointer, "tag_last_checkpoint", end_after_saves)
+        with pytest.raises(RuntimeError, match="ended"):
+            run(tmp_path, **settings)
+    run(tmp_path, "--resume", **settings)
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 1
+
+
 def test_bad_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"SOLVER\.CHECKPOINT_KEEP must not be negative, got -1"):
         run(tmp_path, SOLVER__CHECKPOINT_KEEP=-1)
