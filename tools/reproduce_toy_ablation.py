@@ -88,7 +88,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows, and which of them should be better: by the paper, or why else would it be the default.
+    """Rows, and which of them should be better: by the paper, or because they are the default.
 
     Attributes:
         title: of the table.

@@ -78,7 +78,7 @@ class CheckpointHook(HookBase):
         if (iteration + 1) % self._period == 0 or (number and not last):
             self._save(f"model_{iteration:07d}", iteration)
             self._prune()
-            if last and comm.is_main_process():
+            if last and comm.is_main_process():  # the periodic one has taken the tag
                 self._checkpointer.tag_last_checkpoint("model_final.pth")
         if number and not last:
             logger.warning("Stopped by a signal after step %d; --resume continues from there.", iteration)
